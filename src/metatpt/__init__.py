@@ -1,0 +1,1 @@
+"""Meta test-time prompt tuning of CLIP-like models, on PyTorch Lightning."""

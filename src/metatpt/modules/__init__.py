@@ -1,0 +1,17 @@
+"""The methods: one LightningModule each, on one base class."""
+
+from .base import AdaptationModule
+from .metatpt import MetaTPTModule
+from .tpt import TPTModule
+from .view_average import ViewAverageModule
+from .views import ViewModule
+from .zero_shot import ZeroShotModule
+
+__all__ = [
+    "AdaptationModule",
+    "MetaTPTModule",
+    "TPTModule",
+    "ViewAverageModule",
+    "ViewModule",
+    "ZeroShotModule",
+]

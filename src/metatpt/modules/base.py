@@ -1,0 +1,330 @@
+"""What all methods share: the frozen model, the prompt, the steps of Lightning, what is logged.
+
+A method writes :meth:`AdaptationModule.adapt` and nothing else (``docs/write-a-method.md``).
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import lightning
+import open_clip
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric, SumMetric
+
+from metatpt.clip import FrozenCLIP, load_clip
+from metatpt.prompts import Head, PromptLearner, TemplatePrompt, TextPrompt
+from metatpt.rng import run_seed, sample_generator
+from metatpt.types import Adaptation, Batch, Preprocessing, State
+
+ENSEMBLE = "ensemble"
+"""The template that stands for the mean over OpenAI's 80 ImageNet templates."""
+
+
+class AdaptationModule(lightning.LightningModule, ABC):
+    """Base of all methods.
+
+    Args:
+        clip: ``builtin``, a name that open_clip knows, ``hf-hub:<repository>``, or a folder with
+            ``open_clip_config.json`` and weights.
+        pretrained: With a name: a tag of its weights, or a file.
+        template: Text with ``{}`` for the class name; where nothing is tuned also ``ensemble`` (the 80 ImageNet
+            templates) or a list of templates.
+        class_names: The C classes. The command line takes them from the data.
+        memory: Megabytes that activations may take, about; what needs more goes through in chunks.
+    """
+
+    tunes: ClassVar[bool] = True
+    """Whether the method tunes a prompt at test time. If so it needs gradients and the reset callback."""
+
+    def __init__(
+        self,
+        clip: str = "builtin",
+        pretrained: str | None = None,
+        template: str | list[str] = "a photo of a {}.",
+        class_names: list[str] | None = None,
+        memory: int = 2048,
+    ) -> None:
+        super().__init__()
+        if not class_names:
+            raise ValueError("class_names is empty: give the list of classes (the command line takes it from --data)")
+        self.save_hyperparameters()
+        self.class_names = list(class_names)
+        self.prompt = self.configure_prompt(load_clip(clip, pretrained, memory), template)
+        self.seed: int | None = None
+        self._carried: State | None = None
+        self._final: State | None = None
+        self._reset = False
+        self._last_index = -1
+        self.configure_metrics()
+
+    def configure_prompt(self, clip: FrozenCLIP, template: str | list[str]) -> PromptLearner:
+        """The prompt learner: tunable context where the method tunes, else hand-written prompts."""
+        if not self.tunes:
+            templates = [template] if isinstance(template, str) else template
+            if template == ENSEMBLE:
+                templates = [each("{}") for each in open_clip.OPENAI_IMAGENET_TEMPLATES]
+            return TemplatePrompt(clip, templates, self.class_names)
+        if not isinstance(template, str) or template == ENSEMBLE:
+            raise ValueError(
+                f"{type(self).__name__} tunes the words of one template; got {template!r}. "
+                "Several templates serve ZeroShotModule and ViewAverageModule"
+            )
+        return TextPrompt(clip, template, self.class_names)
+
+    def configure_metrics(self) -> None:
+        """Metrics that are logged; the final figures come from the record of the run."""
+        self.n_labelled = SumMetric()
+        self.accuracy = MeanMetric()
+        self.zero_shot_accuracy = MeanMetric()
+
+    @property
+    def clip(self) -> FrozenCLIP:
+        """The frozen model."""
+        return self.prompt.clip
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the datamodule does to pictures for this model."""
+        return self.clip.preprocessing
+
+    @property
+    def running(self) -> dict[str, float]:
+        """Accuracy and gain of this process up to now, for progress bars; empty without labels."""
+        weight = float(torch.as_tensor(self.accuracy.weight))
+        if not weight:
+            return {}
+        accuracy = float(torch.as_tensor(self.accuracy.mean_value)) / weight
+        zero_shot = float(torch.as_tensor(self.zero_shot_accuracy.mean_value)) / weight
+        return {"accuracy": accuracy, "gain": accuracy - zero_shot}
+
+    # What a method writes, and what it calls
+
+    @abstractmethod
+    def adapt(self, batch: Batch) -> Adaptation:
+        """Adapt to each picture of a batch and predict it.
+
+        Args:
+            batch: B pictures, all readable, on the module's device.
+        """
+
+    def start_state(self, batch_size: int) -> State:
+        """Where the samples of a batch start: the initial prompt, or where the stream is (``policy: online``)."""
+        return self.prompt.initial_state(batch_size) if self._carried is None else self._carried
+
+    def finish_state(self, state: State) -> None:
+        """Hand back the tuned state, which the reset callback may carry over."""
+        self._final = {name: value.detach() for name, value in state.items()}
+
+    def log_probs(self, head: Head, features: Tensor) -> Tensor:
+        """Log-probabilities ``[B, V, C]`` of encoded views ``[B, V, D]``."""
+        return head(features).log_softmax(-1)
+
+    def run_seed(self) -> int:
+        """The seed of all random numbers: the module's own where set, else the run's."""
+        return run_seed() if self.seed is None else self.seed
+
+    def generator(self, index: int, stream: str) -> torch.Generator:
+        """Random numbers for one purpose of one sample."""
+        return sample_generator(self.run_seed(), index, stream)
+
+    # What the reset callback calls
+
+    def start_run(self) -> None:
+        """Forget all that an earlier run left."""
+        self._carried = self._final = None
+        self._last_index = -1
+
+    def start_batch(self, carry: bool) -> None:
+        """Start the samples of the next batch afresh, or from where the last one ended."""
+        self._carried = self._final if carry else None
+        self._reset = True
+
+    # Steps
+
+    def process(self, batch: Batch) -> Adaptation:
+        """Adapt the readable pictures of a batch; the others, and fillers, get a row of NaN and a reason.
+
+        A sample whose adaptation is not finite keeps its zero-shot prediction.
+        """
+        readable = [row for row in range(len(batch)) if batch.error[row] is None and int(batch.index[row]) >= 0]
+        size = len(batch)
+        nothing = batch.image.new_full((size, len(self.class_names)), torch.nan, dtype=torch.float32)
+        if not readable:
+            reasons = [error or "filler" for error in batch.error]
+            return Adaptation(nothing, nothing.clone(), status=["skipped"] * size, reason=reasons)
+        precision = _autocast_dtype(batch.image.device.type)
+        self.clip.autocast_dtype = precision
+        # Towers enter the trainer's precision themselves; prompts, softmax, losses and optimisers stay in float32.
+        with torch.enable_grad(), torch.autocast(batch.image.device.type, enabled=False):
+            whole = len(readable) == size
+            result = self.adapt(batch if whole else batch.select(readable))
+        result = _settle(result)
+        return result if whole else _spread(result, readable, batch, nothing)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Adaptation]:
+        """As :meth:`test_step`, on the validation split."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Adaptation]:
+        """Adapt to a batch and count."""
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Adaptation:
+        """Adapt to a batch; labels, where there are any, are not counted here."""
+        self._check_step(batch)
+        return self.process(batch)
+
+    def _evaluate(self, batch: Batch) -> dict[str, Adaptation]:
+        self._check_step(batch)
+        adaptation = self.process(batch)
+        counted = [
+            row
+            for row, status in enumerate(adaptation.status)
+            if status != "skipped" and 0 <= int(batch.label[row]) < len(self.class_names)
+        ]
+        if counted:
+            label = batch.label[counted]
+            self.n_labelled.update(len(counted))
+            self.accuracy.update((adaptation.log_probs[counted].argmax(-1) == label).float())
+            self.zero_shot_accuracy.update((adaptation.zero_shot_log_probs[counted].argmax(-1) == label).float())
+        return {"adaptation": adaptation}
+
+    def _check_step(self, batch: Batch) -> None:
+        if not self.tunes:
+            return
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"{type(self).__name__} needs gradients, and Trainer(inference_mode=True), Lightning's default, "
+                "forbids them: use Trainer(inference_mode=False)"
+            )
+        if not self._reset:
+            raise RuntimeError(
+                f"{type(self).__name__} was not reset before this batch: add metatpt.callbacks.ResetPrompts() to the "
+                "trainer's callbacks (the command line does), so that every sample starts from the initial prompt"
+            )
+        self._reset = False
+        if self._carried is not None:
+            self.check_online(batch, "ResetPrompts(policy='online')")
+
+    def check_online(self, batch: Batch, what: str) -> None:
+        """Refuse anything but one sample at a time, on one device, in index order.
+
+        Raises:
+            ValueError: Naming `what` carries over.
+        """
+        trainer = self._trainer
+        if trainer is not None and trainer.world_size > 1:
+            raise ValueError(f"{what} carries over from sample to sample; use one device, not {trainer.world_size}")
+        if len(batch) != 1:
+            raise ValueError(f"{what} carries over from sample to sample; use --data.batch_size 1, not {len(batch)}")
+        index = int(batch.index[0])
+        if index <= self._last_index:
+            raise ValueError(f"{what} takes samples in index order; {index} came after {self._last_index}")
+        self._last_index = index
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation split."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test split."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, split: str) -> None:
+        # Computed, and so summed over processes, on every one of them, whether it met a label or not.
+        n_labelled = int(self.n_labelled.compute())
+        if n_labelled:
+            accuracy, zero_shot = self.accuracy.compute(), self.zero_shot_accuracy.compute()
+            self.log(f"{split}/accuracy", accuracy)
+            self.log(f"{split}/zero_shot_accuracy", zero_shot)
+            self.log(f"{split}/gain", accuracy - zero_shot)
+        for metric in (self.n_labelled, self.accuracy, self.zero_shot_accuracy):
+            metric.reset()
+
+    # Checkpoints hold what is learned, never CLIP's weights
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the frozen weights, and say whose they were."""
+        checkpoint["state_dict"] = {
+            key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("prompt.clip.")
+        }
+        checkpoint["clip"] = {
+            "name": self.clip.name, "pretrained": self.clip.pretrained, "fingerprint": self.clip.fingerprint()
+        }  # fmt: skip
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """`value`, if it is one of `choices`.
+
+    Raises:
+        ValueError: Naming the option, the value, the choices and the nearest one.
+    """
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}{hint}")
+    return value
+
+
+def check_number(name: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
+    """Refuse a number outside of [low, high], or (low, high].
+
+    Raises:
+        ValueError: Naming the option, the value and the range.
+    """
+    if not (value > low if open_low else value >= low) or value > high or value != value:
+        raise ValueError(f"{name} is {value}; expected a number {'above' if open_low else 'from'} {low} to {high}")
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _settle(result: Adaptation) -> Adaptation:
+    """Give every sample a status; one that is not finite keeps its zero-shot prediction."""
+    size = len(result.log_probs)
+    result.status, result.reason = result.status or ["ok"] * size, result.reason or [""] * size
+    broken = result.log_probs.isnan().any(-1)
+    blind = result.zero_shot_log_probs.isnan().any(-1)
+    if bool((broken | blind).any()):
+        result.log_probs = torch.where(broken[:, None], result.zero_shot_log_probs, result.log_probs)
+        for row in range(size):
+            if bool(blind[row]):
+                result.status[row], result.reason[row] = "skipped", "the model's output is not finite (NaN)"
+            elif bool(broken[row]):
+                result.status[row], result.reason[row] = "kept_zero_shot", "loss or gradient not finite (NaN)"
+    return result
+
+
+def _spread(result: Adaptation, rows: list[int], batch: Batch, nothing: Tensor) -> Adaptation:
+    """Put the results of some rows of a batch back to their places."""
+
+    def place(values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        full = values.new_full((len(batch), *values.shape[1:]), torch.nan)
+        full[rows] = values
+        return full
+
+    status: list[Any] = ["skipped"] * len(batch)
+    reason = [error or "filler" for error in batch.error]
+    for row, (its_status, its_reason) in zip(rows, zip(result.status, result.reason, strict=True), strict=True):
+        status[row], reason[row] = its_status, its_reason
+    adapted, zero_shot = place(result.log_probs), place(result.zero_shot_log_probs)
+    assert adapted is not None
+    assert zero_shot is not None
+    figures: Mapping[str, Tensor | None] = {name: place(values) for name, values in result.diagnostics.items()}
+    return Adaptation(
+        log_probs=adapted,
+        zero_shot_log_probs=zero_shot,
+        averaged_log_probs=place(result.averaged_log_probs),
+        views=place(result.views),
+        diagnostics={name: values for name, values in figures.items() if values is not None},
+        status=status,
+        reason=reason,
+    )

@@ -1,0 +1,78 @@
+"""The inner loop's optimiser: steps on view parameters that can stay on the tape. All of `higher` is here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import higher
+import torch
+from torch import Tensor, nn
+
+from metatpt.functional import normalise
+
+InnerOptimizer = Literal["normalised_sgd", "sgd", "adam"]
+
+
+class _Views(nn.Module):
+    """Raw view parameters ``[B, K, 6]`` as a module, which is what `higher` takes."""
+
+    def __init__(self, raw: Tensor) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(raw.detach().clone())
+
+    def forward(self) -> Tensor:
+        return self.raw
+
+
+class ViewSteps:
+    """View parameters of B samples under way; each sample and view steps on its own.
+
+    Attributes:
+        raw: ``[B, K, 6]``: where they are now.
+    """
+
+    def __init__(self, functional: Callable[[], Tensor], step: Callable[[Tensor], None]) -> None:
+        self._functional = functional
+        self._step = step
+
+    @property
+    def raw(self) -> Tensor:
+        """Where the views are now, ``[B, K, 6]``."""
+        return self._functional()
+
+    def step(self, loss: Tensor) -> None:
+        """Step down the gradient of a loss, summed over samples."""
+        self._step(loss)
+
+
+@contextmanager
+def view_steps(
+    raw: Tensor, optimizer: InnerOptimizer, lr: float, momentum: float, differentiable: bool
+) -> Iterator[ViewSteps]:
+    """A fresh inner optimiser for the views of a batch.
+
+    Args:
+        raw: ``[B, K, 6]``: where the views start.
+        optimizer: ``normalised_sgd`` (the gradient of each view scaled to length 1), ``sgd``, or ``adam``.
+        lr: In units of raw parameters.
+        momentum: Of the two kinds of SGD.
+        differentiable: Keep the steps on the tape, so that what follows can be differentiated through them.
+    """
+    views = _Views(raw)
+    base: torch.optim.Optimizer
+    if optimizer == "adam":
+        base = torch.optim.Adam(views.parameters(), lr=lr)
+    else:
+        base = torch.optim.SGD(views.parameters(), lr=lr, momentum=momentum)
+    # copy_initial_weights=False keeps the tape connected to the start; what is stepped is a copy all the same.
+    with higher.innerloop_ctx(
+        views, base, copy_initial_weights=False, track_higher_grads=differentiable
+    ) as (functional, fast):
+
+        def step(loss: Tensor) -> None:
+            normalised = optimizer == "normalised_sgd"
+            fast.step(loss, grad_callback=(lambda grads: [normalise(each, 1) for each in grads]) if normalised else None)
+
+        yield ViewSteps(functional, step)

@@ -1,0 +1,289 @@
+"""Meta test-time prompt tuning (MetaTPT, arXiv 2512.12268): a reconstruction from its abstract.
+
+The inner loop learns, for one picture and without its label, the affine views that it is looked at from; the outer loop
+tunes the prompt so that predictions agree across these views. The paper's losses, steps and rates are not public, so
+they are options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from metatpt.functional import outer_step, take_views
+from metatpt.prompts import Head
+from metatpt.types import Adaptation, Batch, State
+
+from .base import check_choice, check_number
+from .inner import InnerOptimizer, view_steps
+from .losses import INNER, OUTER, Predictions, combine, teacher, weighted_losses
+from .tuning import PromptTuningModule
+from .views import Look
+
+Schedule = Literal["sequential", "nested", "joint"]
+Order = Literal["first", "second"]
+Augmentation = Literal["episodic", "fixed", "random_step", "online"]
+Predict = Literal["original", "ensemble"]
+
+
+@dataclass
+class Learned:
+    """Views of S as an inner loop left them.
+
+    Attributes:
+        raw: ``[B, K, 6]``; None for views that were given.
+        features: ``[B, K, D]``. On the tape of the inner loop with ``order: second``.
+    """
+
+    raw: Tensor | None
+    features: Tensor
+
+
+class MetaTPTModule(PromptTuningModule):
+    """Learn the views of each picture, and tune the prompt until predictions agree across them.
+
+    S are the confident views, chosen once under the initial views and prompt.
+
+    Args:
+        selection: Share of the views in S.
+        inner_loss: What the views descend: a name, or names with weights, of ``marginal_entropy``, ``entropy``,
+            ``anchor``, ``consistency``, ``diversity`` and ``adversarial``.
+        inner_lr: Step on the raw view parameters.
+        inner_steps: Steps on the views.
+        inner_optimizer: ``normalised_sgd`` (each view's gradient at length 1), ``sgd``, or ``adam`` (first order only).
+        inner_momentum: Of the two kinds of SGD.
+        outer_loss: What the prompt descends: a name, or names with weights, of ``consistency`` (cross-entropy from
+            the frozen mean prediction), ``marginal_entropy``, ``kl`` and ``js``.
+        outer_steps: Steps on the prompt.
+        schedule: ``sequential`` (views learned once), ``nested`` (learned anew, from their start, before every outer
+            step under the current prompt) or ``joint`` (one stage: views and prompt step together on both losses).
+        order: ``second``: the prompt's gradient flows through the inner loop; ``first``: it does not.
+        augmentation: ``episodic`` (learned for each sample), ``fixed`` (no inner step), ``random_step`` (as far as
+            the inner loop goes, in a random direction: the control) or ``online`` (what the inner loop has added
+            goes on to the next sample).
+        predict: ``original`` (the original view at the tuned prompt) or ``ensemble`` (with the views of S, weighted
+            by their entropy).
+        **kwargs: See :class:`PromptTuningModule`.
+    """
+
+    def __init__(
+        self,
+        selection: float = 0.3,
+        inner_loss: str | dict[str, float] = "marginal_entropy",
+        inner_lr: float = 0.3,
+        inner_steps: int = 1,
+        inner_optimizer: InnerOptimizer = "normalised_sgd",
+        inner_momentum: float = 0.0,
+        outer_loss: str | dict[str, float] = "consistency",
+        outer_steps: int = 8,
+        schedule: Schedule = "sequential",
+        order: Order = "first",
+        augmentation: Augmentation = "episodic",
+        predict: Predict = "ensemble",
+        **kwargs: Any,
+    ) -> None:
+        check_choice("inner_optimizer", inner_optimizer, get_args(InnerOptimizer))
+        check_choice("schedule", schedule, get_args(Schedule))
+        check_choice("order", order, get_args(Order))
+        check_choice("augmentation", augmentation, get_args(Augmentation))
+        check_choice("predict", predict, get_args(Predict))
+        check_number("inner_lr", inner_lr, 0)
+        check_number("inner_steps", inner_steps, 0)
+        check_number("inner_momentum", inner_momentum, 0, 1)
+        if inner_optimizer == "adam" and order == "second":
+            raise ValueError(
+                "inner_optimizer adam cannot be differentiated through where a gradient entry is zero (its square root "
+                "has no derivative there); with order second use normalised_sgd or sgd"
+            )
+        if schedule == "joint" and order == "second":
+            raise ValueError("schedule joint has no inner loop to differentiate through; use order first")
+        if schedule == "joint" and augmentation == "random_step":
+            raise ValueError("schedule joint has no inner loop to replace by a random step; use sequential or nested")
+        self.inner_weights = weighted_losses("inner_loss", inner_loss, INNER)
+        self.outer_weights = weighted_losses("outer_loss", outer_loss, OUTER)
+        super().__init__(selection=selection, outer_steps=outer_steps, **kwargs)
+        self.inner_lr = inner_lr
+        self.inner_steps = inner_steps
+        self.inner_optimizer: InnerOptimizer = inner_optimizer
+        self.inner_momentum = inner_momentum
+        self.schedule = schedule
+        self.order = order
+        self.augmentation = augmentation
+        self.predict = predict
+        self._offset: Tensor | None = None
+
+    # The two loops
+
+    def inner_loop(self, batch: Batch, look: Look, state: State | None) -> Learned:
+        """Learn the views of S under a prompt, from their start, with a fresh optimiser.
+
+        With ``order: second`` what it returns is a differentiable function of `state`.
+        """
+        assert look.raw is not None
+        second = self.order == "second" and state is not None
+        with torch.set_grad_enabled(second):
+            head = self.prompt.head(state)
+            anchor = self.log_probs(head, look.features[:, :1])
+        if self.augmentation == "fixed" or not self.inner_steps:
+            return Learned(look.raw, take_views(look.features, look.chosen))
+        self.clip.double_backward = second
+        try:
+            with view_steps(look.raw, self.inner_optimizer, self.inner_lr, self.inner_momentum, second) as views:
+                for _ in range(self.inner_steps):
+                    features = self.prompt.encode(self.selected_pixels(batch, look, views.raw), state)
+                    loss = combine(self.inner_weights, INNER, self._predict_views(head, features, anchor, look))
+                    views.step(loss.sum())
+                raw = views.raw
+        finally:
+            self.clip.double_backward = False
+        if self.augmentation == "random_step":
+            raw = self._random_step(batch, look, raw)
+        with torch.set_grad_enabled(second):
+            return Learned(raw if second else raw.detach(), self._encode_selected(batch, look, raw, state))
+
+    def outer_loop(self, batch: Batch | None, look: Look, state: State) -> tuple[State, Learned, dict[str, Tensor]]:
+        """Tune the prompt on the views; returns it with the views as they ended, and diagnostics."""
+        learned: Learned | None = None
+        target: Tensor | None = None
+
+        def loss(state: State, step: int) -> Tensor:
+            nonlocal learned, target
+            features = learned.features if learned is not None else None
+            if learned is None or self.schedule == "nested":
+                learned = self._learn(batch, look, state)
+                features = learned.features
+                learned = Learned(learned.raw.detach() if learned.raw is not None else None, features.detach())
+            assert features is not None
+            head = self.prompt.head(state)
+            predictions = self._predict_views(head, features, self.log_probs(head, look.features[:, :1]), look)
+            if target is None:
+                target = teacher(predictions.log_probs, look.counted)
+            predictions.teacher = target
+            return combine(self.outer_weights, OUTER, predictions)
+
+        state, diagnostics = self.tune(state, loss)
+        if learned is None:  # no outer step was asked for
+            learned = self._learn(batch, look, None)
+        return state, learned, diagnostics
+
+    def joint_loop(self, batch: Batch, look: Look, state: State) -> tuple[State, Learned, dict[str, Tensor]]:
+        """One stage: in each step views and prompt descend the sum of both losses together."""
+        assert look.raw is not None
+        rates, memory, losses = self.rates(state), dict[str, State](), list[Tensor]()
+        target: Tensor | None = None
+        with view_steps(look.raw, self.inner_optimizer, self.inner_lr, self.inner_momentum, False) as views:
+            for step in range(1, self.outer_steps + 1):
+                state = {name: value.detach().requires_grad_() for name, value in state.items()}
+                head = self.prompt.head(state)
+                if self.augmentation == "fixed":
+                    features = take_views(look.features, look.chosen)
+                else:
+                    features = self.prompt.encode(self.selected_pixels(batch, look, views.raw), state)
+                predictions = self._predict_views(head, features, self.log_probs(head, look.features[:, :1]), look)
+                target = teacher(predictions.log_probs, look.counted) if target is None else target
+                predictions.teacher = target
+                loss = combine(self.inner_weights, INNER, predictions)
+                loss = loss + combine(self.outer_weights, OUTER, predictions)
+                moves = self.augmentation != "fixed"
+                gradients = torch.autograd.grad(loss.sum(), list(state.values()), retain_graph=moves)
+                if moves:
+                    views.step(loss.sum())
+                losses.append(loss.detach())
+                given = dict(zip(state, gradients, strict=True))
+                state = outer_step(self.outer_optimizer, state, given, memory, rates, step)
+            raw = views.raw.detach()
+        state = {name: value.detach() for name, value in state.items()}
+        with torch.no_grad():
+            learned = Learned(raw, self._encode_selected(batch, look, raw, state))
+        return state, learned, self.tuning_diagnostics(losses, rates)
+
+    # The method
+
+    def adapt(self, batch: Batch) -> Adaptation:
+        """Learn each picture's views, tune its prompt on them, and predict it."""
+        if self.augmentation == "online":
+            self.check_online(batch, "augmentation 'online'")
+        look = self.look(batch)
+        assert look.raw is not None
+        start = self.start_state(len(batch))
+        loop = self.joint_loop if self.schedule == "joint" else self.outer_loop
+        state, learned, diagnostics = loop(batch, look, start)
+        self.finish_state(state)
+        assert learned.raw is not None
+        if self.augmentation == "online":
+            self._carry_views(look, learned.raw)
+        diagnostics["view_shift"] = (learned.raw - look.raw).norm(dim=-1).mean(1)
+        pixels = self.selected_pixels(batch, look, learned.raw) if self.keep_views else None
+        return self._conclude_tuned(look, learned, state, pixels, diagnostics)
+
+    def adapt_views(self, views: Tensor) -> Adaptation:
+        """Tune on given views ``[B, V, 3, R, R]`` in [0, 1], view 0 the original. They cannot move.
+
+        Raises:
+            ValueError: An augmentation other than ``fixed``, or a schedule that moves views.
+        """
+        if self.augmentation != "fixed" or self.schedule == "joint":
+            raise ValueError(
+                f"given views cannot be moved; use augmentation fixed, not {self.augmentation}, and schedule "
+                f"sequential, not {self.schedule}"
+            )
+        look = self.look_at(views)
+        state, learned, diagnostics = self.outer_loop(None, look, self.start_state(len(views)))
+        self.finish_state(state)
+        return self._conclude_tuned(look, learned, state, look.seen, diagnostics)
+
+    def start_run(self) -> None:
+        """Forget all that an earlier run left."""
+        super().start_run()
+        self._offset = None
+
+    def start_views(self, raw: Tensor) -> Tensor:
+        """Where the drawn views start: moved by what earlier samples learned, with ``augmentation: online``."""
+        return raw if self._offset is None else raw + self._offset.to(raw)
+
+    def _carry_views(self, look: Look, raw: Tensor) -> None:
+        assert look.raw is not None
+        moved = (~look.original)[..., None].to(raw.dtype)
+        added = ((raw - look.raw) * moved).sum((0, 1)) / moved.sum().clamp(min=1)
+        self._offset = added if self._offset is None else self._offset + added
+
+    def _learn(self, batch: Batch | None, look: Look, state: State | None) -> Learned:
+        if batch is None:
+            return Learned(None, take_views(look.features, look.chosen))
+        return self.inner_loop(batch, look, state)
+
+    def _random_step(self, batch: Batch, look: Look, raw: Tensor) -> Tensor:
+        """As far as the inner loop went, in a random direction of (seed, index)."""
+        assert look.raw is not None
+        directions = torch.stack(
+            [
+                torch.randn(raw.shape[1:], generator=self.generator(number, "random_step"), dtype=torch.float64)
+                for number in batch.index.tolist()
+            ]
+        )
+        length = (raw.detach() - look.raw).norm(dim=-1, keepdim=True)
+        return look.raw + length * (directions / directions.norm(dim=-1, keepdim=True)).to(raw)
+
+    def _encode_selected(self, batch: Batch, look: Look, raw: Tensor, state: State | None) -> Tensor:
+        return self.prompt.encode(self.selected_pixels(batch, look, raw), state)
+
+    def _predict_views(self, head: Head, features: Tensor, original: Tensor, look: Look) -> Predictions:
+        """Predictions for views of S; `original` is the original's, ``[B, 1, C]``."""
+        log_probs = torch.cat([original, self.log_probs(head, features)], dim=1)
+        return Predictions(log_probs, features, look.counted)
+
+    def _conclude_tuned(
+        self, look: Look, learned: Learned, state: State, pixels: Tensor | None, diagnostics: Mapping[str, Tensor]
+    ) -> Adaptation:
+        with torch.no_grad():
+            head = self.prompt.head(state)
+            original = self.log_probs(head, look.features[:, :1])
+            if self.predict == "original":
+                log_probs = original[:, 0]
+            else:
+                log_probs = self.ensemble(look, torch.cat([original, self.log_probs(head, learned.features)], dim=1))
+        return self.conclude(look, log_probs, pixels, **diagnostics)

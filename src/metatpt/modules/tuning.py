@@ -1,0 +1,93 @@
+"""The outer loop: a prompt is tuned on the views of one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from metatpt.functional import outer_step
+from metatpt.types import State
+
+from .base import check_choice, check_number
+from .views import ViewModule
+
+OuterOptimizer = Literal["adamw", "sgd", "normalised_sgd"]
+
+
+class PromptTuningModule(ViewModule):
+    """Base of methods that tune the prompt on views.
+
+    Args:
+        outer_lr: Learning rate of the prompt, absolute; it wins where it is given.
+        outer_lr_relative: Learning rate in standard deviations of the initial context's entries.
+        outer_steps: Steps on the prompt.
+        outer_optimizer: ``adamw``, ``sgd`` or ``normalised_sgd`` (each sample's gradient at a root mean square of 1).
+        **kwargs: See :class:`ViewModule`.
+    """
+
+    def __init__(
+        self,
+        outer_lr: float | None = None,
+        outer_lr_relative: float | None = 0.5,
+        outer_steps: int = 1,
+        outer_optimizer: OuterOptimizer = "adamw",
+        **kwargs: Any,
+    ) -> None:
+        if outer_lr is None and outer_lr_relative is None:
+            raise ValueError("outer_lr and outer_lr_relative are both null; give one of them")
+        for name, value in (("outer_lr", outer_lr), ("outer_lr_relative", outer_lr_relative)):
+            if value is not None:
+                check_number(name, value, 0)
+        check_number("outer_steps", outer_steps, 0)
+        check_choice("outer_optimizer", outer_optimizer, get_args(OuterOptimizer))
+        super().__init__(**kwargs)
+        self.outer_lr = outer_lr
+        self.outer_lr_relative = outer_lr_relative
+        self.outer_steps = outer_steps
+        self.outer_optimizer: OuterOptimizer = outer_optimizer
+
+    def rates(self, state: State) -> State:
+        """The resolved learning rate of each entry of a state, ``[1, ...]``."""
+        spread = {} if self.outer_lr is not None else self.prompt.spread()
+        return {
+            name: torch.full(
+                (1,) * value.ndim,
+                self.outer_lr if self.outer_lr is not None else (self.outer_lr_relative or 0.0) * spread[name],
+                dtype=value.dtype,
+                device=value.device,
+            )
+            for name, value in state.items()
+        }
+
+    def tune(self, state: State, loss: Callable[[State, int], Tensor]) -> tuple[State, dict[str, Tensor]]:
+        """Take the outer steps.
+
+        Args:
+            state: Where B samples start.
+            loss: Values ``[B]`` under a state, at a step counted from 1.
+
+        Returns:
+            The tuned state, and as diagnostics the first and the last loss and the resolved rate.
+        """
+        rates, memory = self.rates(state), dict[str, State]()
+        losses: list[Tensor] = []
+        for step in range(1, self.outer_steps + 1):
+            state = {name: value.detach().requires_grad_() for name, value in state.items()}
+            value = loss(state, step)
+            gradients = torch.autograd.grad(value.sum(), list(state.values()))
+            losses.append(value.detach())
+            state = outer_step(
+                self.outer_optimizer, state, dict(zip(state, gradients, strict=True)), memory, rates, step
+            )
+        tuned = {name: value.detach() for name, value in state.items()}
+        return tuned, self.tuning_diagnostics(losses, rates)
+
+    def tuning_diagnostics(self, losses: list[Tensor], rates: State) -> dict[str, Tensor]:
+        """First and last loss, and the resolved rate, ``[B]`` each."""
+        if not losses:
+            return {}
+        rate = next(iter(rates.values())).flatten()[0]
+        return {"first_loss": losses[0], "last_loss": losses[-1], "outer_lr": rate.expand(len(losses[0]))}

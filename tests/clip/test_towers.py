@@ -1,0 +1,191 @@
+"""The towers against open_clip's own forward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.models import CONFIGS, frozen
+
+from metatpt.clip.packed import PackedPrompts, packable
+from metatpt.clip.text import token_embedding
+
+NAMES = ["cat", "golden retriever", "hand-held computer", "Boeing 737-800", "person practicing tai chi and slow arts"]
+TEMPLATES = ["a photo of a {}.", "{}", "a photo of {}, a type of food."]
+KINDS = [kind for kind in CONFIGS if kind != "timm"]
+
+
+def short(kind: str) -> list[str]:
+    return NAMES if CONFIGS[kind]["text_cfg"]["context_length"] > 16 else NAMES[:2]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_class_features_equal_encode_text(kind: str, template: str) -> None:
+    clip = frozen(kind)
+    names = short(kind)
+    tokens = clip.tokenize(template, names)
+    expected = F.normalize(clip.model.encode_text(clip.tokenizer([template.format(n) for n in names])), dim=-1)
+    for prompts in (clip.layout(tokens), tokens):
+        torch.testing.assert_close(clip.encode_prompts(prompts)[0], expected, atol=1e-5, rtol=0)
+
+
+def plain_features(clip, tokens, context):
+    """Each sample and class on its own, the context spliced into the embedded row by hand."""
+    table = token_embedding(clip.model)
+    rows = []
+    for vectors in context:
+        for ids in tokens.ids:
+            embedded = F.embedding(ids, table.weight).clone()
+            embedded[tokens.start : tokens.start + tokens.n_context] = vectors
+
+            original = table.forward
+            table.forward = lambda _, embedded=embedded: embedded[None]
+            try:
+                rows.append(clip.model.encode_text(ids[None])[0])
+            finally:
+                table.forward = original
+    return F.normalize(torch.stack(rows), dim=-1).unflatten(0, (len(context), -1))
+
+
+@pytest.mark.parametrize("memory", [2048, 0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tuned_context_and_its_gradient(kind: str, memory: int) -> None:
+    clip = frozen(kind)
+    clip.memory = memory * 2**20  # 0: every prompt is a chunk of its own, recomputed in the backward pass
+    tokens = clip.tokenize("a photo of a {}.", NAMES)
+    torch.manual_seed(1)
+    context = clip.embed_context(tokens)[None] + 0.1 * torch.randn(2, tokens.n_context, CONFIGS[kind]["text_cfg"]["width"])
+    context.requires_grad_()
+    weight = torch.randn(2, len(NAMES), 24)
+    expected = plain_features(clip, tokens, context)
+    (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), context)
+    for prompts in (clip.layout(tokens), tokens):
+        features = clip.encode_prompts(prompts, context)
+        torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+        (gradient,) = torch.autograd.grad((features * weight).sum(), context)
+        assert (gradient - expected_gradient).abs().max() <= 1e-4 * expected_gradient.abs().max()
+
+
+def test_which_towers_are_packed() -> None:
+    assert {kind for kind in CONFIGS if packable(frozen(kind).model)} == {
+        "openai_vit",
+        "modified_resnet",
+        "custom_text",
+        "timm",
+    }
+
+
+def test_packing_computes_each_token_once() -> None:
+    clip = frozen("openai_vit")
+    layout = clip.layout(clip.tokenize("a photo of a {}.", NAMES))
+    assert isinstance(layout, PackedPrompts)
+    assert layout.prefix == 5
+    counted = []
+    handle = clip.model.transformer.resblocks[0].mlp.register_forward_hook(lambda m, a, out: counted.append(out.shape[1]))
+    clip.encode_prompts(layout)
+    handle.remove()
+    assert sum(counted) == 5 + sum(layout.tail)
+
+
+def test_padding_id_is_a_real_token() -> None:
+    # "wow!$%" is 49406 2781 0 3 260 49407: a length counted by zeros would cut it short.
+    clip = frozen("openai_vit")
+    tokens = clip.tokenize("{}", ["wow!$%", "a"])
+    assert tokens.length.tolist() == [6, 3]
+    assert 0 in tokens.ids[0, :6]
+    expected = F.normalize(clip.model.encode_text(clip.tokenizer(["wow!$%", "a"])), dim=-1)
+    torch.testing.assert_close(clip.encode_prompts(clip.layout(tokens))[0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_image_features_equal_encode_image_and_its_gradient(kind: str) -> None:
+    clip = frozen(kind)
+    size = clip.preprocessing.size
+    torch.manual_seed(0)
+    images = torch.rand(3, 3, size, size, requires_grad=True)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.25]).view(3, 1, 1)
+    expected = F.normalize(clip.model.encode_image((images - mean) / std), dim=-1)
+    weight = torch.randn_like(expected)
+    (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), images)
+    for memory in (2048 * 2**20, 1):  # all at once, and one picture at a time
+        clip.memory = memory
+        features = clip.encode_image(images)
+        torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+        (gradient,) = torch.autograd.grad((features * weight).sum(), images)
+        assert (gradient - expected_gradient).abs().max() <= 1e-4 * expected_gradient.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["openai_vit", "modified_resnet", "timm"])
+def test_second_derivative_through_recomputed_chunks(kind: str) -> None:
+    clip = frozen(kind)
+    clip.double_backward = True
+    size = clip.preprocessing.size
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, size, size, requires_grad=True)
+    results = []
+    for memory in (2048 * 2**20, 1):
+        clip.memory = memory
+        features = clip.encode_image(images)
+        (first,) = torch.autograd.grad(features.square()[:, :4].sum(), images, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), images)[0])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-6 * float(results[0].abs().max()))
+    assert results[0].abs().max() > 0
+
+
+def test_frozen_and_in_evaluation_mode() -> None:
+    clip = frozen("modified_resnet")
+    clip.train()
+    assert not any(module.training for module in clip.modules())
+    assert not any(parameter.requires_grad for parameter in clip.parameters())
+    images = torch.rand(4, 3, 64, 64)
+    together = clip.encode_image(images)
+    alone = torch.cat([clip.encode_image(each[None]) for each in images])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_wrong_image_size_is_named() -> None:
+    with pytest.raises(ValueError, match=r"Expected images of shape \[N, 3, 32, 32\], got \[1, 3, 30, 32\]"):
+        frozen("openai_vit").encode_image(torch.rand(1, 3, 30, 32))
+
+
+@pytest.mark.parametrize("kind", ["openai_vit", "bidirectional", "timm"])
+def test_name_that_does_not_fit(kind: str) -> None:
+    clip = frozen(kind)
+    length = CONFIGS[kind]["text_cfg"]["context_length"]
+    long = " ".join(["word"] * 80)
+    with pytest.raises(ValueError, match=rf"'word word.*needs 80 tokens.* leaves room for {length - 7} of .*{length}"):
+        clip.tokenize("a photo of a {}.", ["cat", long])
+    # One that just fits is taken.
+    fits = " ".join(["word"] * (length - 7))
+    assert clip.tokenize("a photo of a {}.", ["cat", fits]).length.tolist() == [8, length]
+    with pytest.raises(ValueError, match="alone fills"):
+        clip.tokenize("word " * length + "{}", ["cat"])
+
+
+@pytest.mark.parametrize("template", ["a photo.", "a {} of a {}"])
+def test_template_without_one_place(template: str) -> None:
+    with pytest.raises(ValueError, match="exactly one"):
+        frozen("openai_vit").tokenize(template, ["cat"])
+
+
+def test_template_that_runs_into_the_name() -> None:
+    with pytest.raises(ValueError, match="tokenised differently"):
+        frozen("openai_vit").tokenize("a photo of super{}.", ["cat", "dog"])
+
+
+def test_words_that_a_model_never_saw() -> None:
+    clip = frozen("openai_vit")
+    clip.known_words = frozenset({"a", "photo", "of", "cat"})
+    assert clip.tokenize("a photo of a {}.", ["cat"]).n_context == 4
+    with pytest.raises(ValueError, match=r"'dog' has the word 'dog'.*It knows: a, cat, of, photo.*--model.clip ViT"):
+        clip.tokenize("a photo of a {}.", ["cat", "dog"])
+    with pytest.raises(ValueError, match=r"template.*'sketch'"):
+        clip.tokenize("a sketch of a {}.", ["cat"])
+
+
+def test_equal_names_share_a_row() -> None:
+    clip = frozen("openai_vit")
+    tokens = clip.tokenize("a {}", ["missile", "cat", "missile"])
+    assert len(tokens.ids) == 2
+    assert tokens.column.tolist() == [0, 1, 0]

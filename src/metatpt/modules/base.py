@@ -5,7 +5,9 @@ A method writes :meth:`AdaptationModule.adapt` and nothing else (``docs/write-a-
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -53,6 +55,7 @@ class AdaptationModule(lightning.LightningModule, ABC):
         if not class_names:
             raise ValueError("class_names is empty: give the list of classes (the command line takes it from --data)")
         self.save_hyperparameters()
+        self.strict_loading = False  # checkpoints leave out the frozen weights; on_load_checkpoint is our own check
         self.class_names = list(class_names)
         self.prompt = self.configure_prompt(load_clip(clip, pretrained, memory), template)
         self.seed: int | None = None
@@ -121,8 +124,13 @@ class AdaptationModule(lightning.LightningModule, ABC):
         self._final = {name: value.detach() for name, value in state.items()}
 
     def log_probs(self, head: Head, features: Tensor) -> Tensor:
-        """Log-probabilities ``[B, V, C]`` of encoded views ``[B, V, D]``."""
-        return head(features).log_softmax(-1)
+        """Log-probabilities ``[B, V, C]`` of encoded views ``[B, V, D]``, in double precision.
+
+        In float32 the gradient of a confident prediction's loss is rounding noise, which an optimiser that scales
+        gradients (AdamW) turns into a full step: then the result would hang on the batch size.
+        """
+        logits = head(features)
+        return (logits if logits.device.type == "mps" else logits.double()).log_softmax(-1)  # mps has no float64
 
     def run_seed(self) -> int:
         """The seed of all random numbers: the module's own where set, else the run's."""
@@ -249,13 +257,50 @@ class AdaptationModule(lightning.LightningModule, ABC):
     # Checkpoints hold what is learned, never CLIP's weights
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the frozen weights, and say whose they were."""
-        checkpoint["state_dict"] = {
-            key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("prompt.clip.")
-        }
+        """Leave out the frozen weights, say whose they were, and keep to types that load without code."""
+        checkpoint["state_dict"] = _learned(checkpoint["state_dict"])
         checkpoint["clip"] = {
             "name": self.clip.name, "pretrained": self.clip.pretrained, "fingerprint": self.clip.fingerprint()
         }  # fmt: skip
+        if "hyper_parameters" in checkpoint:
+            checkpoint["hyper_parameters"] = _plain(dict(checkpoint["hyper_parameters"]))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another CLIP, and missing or unknown learned values.
+
+        Raises:
+            ValueError: Saying what was expected and what was found.
+        """
+        made_for, ours = checkpoint.get("clip"), self.clip.fingerprint()
+        if made_for is None:
+            raise ValueError("this is no checkpoint of metatpt: it does not say which CLIP it was made for")
+        if made_for["fingerprint"] != ours:
+            raise ValueError(
+                f"the checkpoint was made for {made_for['name']} with weights {made_for['pretrained']} (SHA-256 "
+                f"{made_for['fingerprint'][:12]}), and this is {self.clip.name} with {self.clip.pretrained} "
+                f"({ours[:12]}): choose that model with --model.clip and --model.pretrained"
+            )
+        expected, found = _learned(self.state_dict()), checkpoint["state_dict"]
+        shapes = [{name: list(value.shape) for name, value in each.items()} for each in (expected, found)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the checkpoint holds {shapes[1]}, and {type(self).__name__} learns {shapes[0]}")
+
+
+def _learned(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if not key.startswith("prompt.clip.")}
+
+
+def _plain(value: Any) -> Any:
+    """A value as ``torch.load(weights_only=True)`` takes it: dataclasses as dictionaries, paths and enums as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, enum.Enum):
+        return _plain(value.value)
+    return value if value is None or isinstance(value, (bool, int, float, str, Tensor)) else str(value)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:

@@ -56,7 +56,7 @@ class ViewModule(AdaptationModule):
         n_views: Number of views, the original included.
         selection: Share of the views that are confident (of lowest entropy): at least one is kept.
         init: Where views start: ``crop`` (random resized crops with flips) or ``affine`` (drawn within the bounds).
-        bounds: How far a view may go.
+        bounds: How far a view may go; those of :class:`ViewBounds` by default.
         spread: Of ``init: affine``: the share of its bound within which each parameter is drawn.
         padding: What lies outside of the picture.
         ensemble_temperature: In nats: in an ensemble a view's weight is softmax(-entropy / temperature).
@@ -68,7 +68,7 @@ class ViewModule(AdaptationModule):
         n_views: int = 64,
         selection: float = 0.1,
         init: Init = "crop",
-        bounds: ViewBounds = ViewBounds(),  # noqa: B008  (frozen)
+        bounds: ViewBounds | None = None,
         spread: float = 0.5,
         padding: Padding = "reflection",
         ensemble_temperature: float = 0.3,
@@ -84,7 +84,8 @@ class ViewModule(AdaptationModule):
         self.n_views = n_views
         self.selection = selection
         self.init: Init = init
-        self.bounds = bounds
+        # A checkpoint holds them as a dictionary.
+        self.bounds = ViewBounds(**bounds) if isinstance(bounds, dict) else bounds or ViewBounds()
         self.spread = spread
         self.padding: Padding = padding
         self.ensemble_temperature = ensemble_temperature

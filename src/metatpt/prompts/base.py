@@ -64,7 +64,11 @@ class PromptLearner(nn.Module, ABC):
         Returns:
             ``[B, V, D]`` of unit length.
         """
-        return self.clip.encode_image(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        if views.shape[1] == 1:
+            return self.clip.encode_image(views[:, 0])[:, None]
+        # Sample by sample, so that rounding does not depend on the batch size: tuning multiplies a difference of 1e-7
+        # in a gradient by 1e5 within a few steps. The views of one sample are many enough to fill a device.
+        return torch.stack([self.clip.encode_image(each) for each in views])
 
     @abstractmethod
     def head(self, state: State | None = None) -> Head:

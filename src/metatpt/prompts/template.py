@@ -49,8 +49,8 @@ def class_head(class_features: Tensor, scale: float, column: Tensor) -> Head:
     """
 
     def logits(features: Tensor) -> Tensor:
-        # Never in the precision of autocast.
+        # A product per sample, so that its rounding does not depend on the batch size; never in autocast's precision.
         with torch.autocast(features.device.type, enabled=False):
-            return (scale * features @ class_features.mT)[..., column]
+            return (scale * features @ class_features.expand(len(features), -1, -1).mT)[..., column]
 
     return logits

@@ -40,7 +40,12 @@ class TextPrompt(PromptLearner):
 
     def head(self, state: State | None = None) -> Head:
         """See :meth:`PromptLearner.head`; the state's ``context`` is ``[B, n_context, d]``."""
-        features = self._initial_features() if state is None else self.clip.encode_prompts(self._layout, state["context"])
+        if state is None:
+            features = self._initial_features()
+        else:
+            # Sample by sample, as views are encoded, and for the same reason.
+            each = [self.clip.encode_prompts(self._layout, context) for context in state["context"].split(1)]
+            features = torch.cat(each)
         return class_head(features, self.clip.logit_scale, self.column)
 
     def _initial_features(self) -> Tensor:

@@ -1,0 +1,154 @@
+"""Classification without a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metatpt import modules
+from metatpt.datamodules.names import check_unique
+from metatpt.images import Source, UnreadableImageError, collate, to_sample
+from metatpt.modules import AdaptationModule, ViewModule
+from metatpt.modules.base import check_choice
+from metatpt.types import Adaptation, Batch
+
+METHODS: dict[str, type[AdaptationModule]] = {
+    "zero_shot": modules.ZeroShotModule,
+    "view_average": modules.ViewAverageModule,
+    "tpt": modules.TPTModule,
+    "metatpt": modules.MetaTPTModule,
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a :class:`Classifier` returns for N pictures and C classes.
+
+    Attributes:
+        class_names: The C classes.
+        probabilities: ``[N, C]`` float32, after adaptation.
+        zero_shot_probabilities: ``[N, C]`` float32.
+        averaged_probabilities: ``[N, C]`` of the confident views without tuning, or None for a method without views.
+        views: ``[N, K, 3, R, R]`` in [0, 1], the selected views as they ended, where asked for.
+        kept_zero_shot: Pictures whose adaptation was not finite and which keep their zero-shot prediction.
+    """
+
+    class_names: list[str]
+    probabilities: Tensor
+    zero_shot_probabilities: Tensor
+    averaged_probabilities: Tensor | None
+    views: Tensor | None
+    kept_zero_shot: list[int]
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each picture; the first of equal ones."""
+        return [self.class_names[number] for number in self.probabilities.argmax(-1).tolist()]
+
+
+class Classifier:
+    """A test-time adapted CLIP as a function of pictures.
+
+    Args:
+        class_names: The classes to choose from.
+        clip: ``builtin``, a name that open_clip knows, or a folder with ``open_clip_config.json`` and weights.
+        pretrained: With a name: a tag of its weights, or a file.
+        method: ``zero_shot``, ``view_average``, ``tpt``, ``metatpt``, or a class on
+            :class:`metatpt.modules.AdaptationModule`.
+        device: Where to compute; a GPU where there is one by default.
+        seed: Of the views: picture i of a call draws from (seed, i), as picture i of a data set does.
+        batch_size: Pictures that adapt at once.
+        **options: Of the method, as on the command line (``n_views=32``, ``template="a sketch of a {}."``, ...).
+
+    Example:
+        >>> from PIL import Image
+        >>> classify = Classifier(["red circle", "blue square"], method="zero_shot")
+        >>> prediction = classify(Image.new("RGB", (90, 60), "red"))
+        >>> prediction.probabilities.shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        clip: str = "builtin",
+        pretrained: str | None = None,
+        method: str | type[AdaptationModule] = "metatpt",
+        device: str | torch.device | None = None,
+        seed: int = 0,
+        batch_size: int = 8,
+        **options: Any,
+    ) -> None:
+        if isinstance(method, str):
+            method = METHODS[check_choice("method", method, list(METHODS))]
+        names = list(class_names)
+        check_unique(names, "class_names")
+        self.module = method(clip=clip, pretrained=pretrained, class_names=names, **options)
+        self.module.seed = seed
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.module.to(self.device).eval()
+        self.batch_size = batch_size
+
+    def __call__(self, images: Source | Iterable[Source], *, return_views: bool = False) -> Prediction:
+        """Classify pictures.
+
+        Args:
+            images: One picture or many: paths, PIL pictures, or tensors ``[3, H, W]`` (uint8, or float in [0, 1]);
+                a tensor ``[N, 3, H, W]`` is N pictures.
+            return_views: Return the selected views too.
+
+        Raises:
+            UnreadableImageError: A picture that cannot be read, with the reason.
+            ValueError: `return_views` with a method that has no views, or no pictures.
+        """
+        sources = _as_list(images)
+        if not sources:
+            raise ValueError("no pictures were given")
+        if return_views and not isinstance(self.module, ViewModule):
+            raise ValueError(f"{type(self.module).__name__} has no views to return; use another method")
+        if isinstance(self.module, ViewModule):
+            self.module.keep_views = return_views
+        self.module.start_run()
+        results = []
+        for first in range(0, len(sources), self.batch_size):
+            batch = self._batch(sources[first : first + self.batch_size], first)
+            self.module.start_batch(carry=False)
+            results.append(self.module.process(batch.to(self.device)))
+        return self._gather(results)
+
+    def _batch(self, sources: list[Source], first: int) -> Batch:
+        samples = [
+            to_sample(source, self.module.preprocessing, index=first + place) for place, source in enumerate(sources)
+        ]
+        for sample, source in zip(samples, sources, strict=True):
+            if sample.error is not None:
+                where = f"picture {sample.index}" + (f" ({source})" if isinstance(source, (str, Path)) else "")
+                raise UnreadableImageError(f"{where} cannot be read: {sample.error}")
+        return collate(samples)
+
+    def _gather(self, results: list[Adaptation]) -> Prediction:
+        averaged = [result.averaged_log_probs for result in results if result.averaged_log_probs is not None]
+        views = [result.views for result in results if result.views is not None]
+        status = [each for result in results for each in result.status]
+        return Prediction(
+            class_names=self.module.class_names,
+            probabilities=torch.cat([result.log_probs for result in results]).exp().cpu(),
+            zero_shot_probabilities=torch.cat([result.zero_shot_log_probs for result in results]).exp().cpu(),
+            averaged_probabilities=torch.cat(averaged).exp().cpu() if averaged else None,
+            views=torch.cat(views).cpu() if views else None,
+            kept_zero_shot=[row for row, each in enumerate(status) if each == "kept_zero_shot"],
+        )
+
+
+def _as_list(images: Source | Iterable[Source]) -> list[Source]:
+    if isinstance(images, (str, Path, Image.Image)):
+        return [images]
+    if isinstance(images, Tensor):
+        return [images] if images.ndim == 3 else list(images)
+    return list(images)

@@ -1,0 +1,307 @@
+"""The command line: ``metatpt validate|test|predict``, a LightningCLI."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import metatpt
+from metatpt.callbacks import AdaptationProgressBar, ResetPrompts, RunRecord
+from metatpt.cli_checkpoint import differences, read_options
+from metatpt.cli_classes import BASES, option_types, options_at
+from metatpt.cli_errors import RunError, UsageError, did_you_mean, explain, is_check, nearest, root_cause
+from metatpt.cli_help import COMMANDS, class_help, command_help, main_help, trainer_help
+from metatpt.cli_request import Request, read_request, split_options
+from metatpt.cli_run import (
+    SaveConfig,
+    config_text,
+    dump,
+    is_rank_zero,
+    keep_loggers_in_run_folder,
+    leave_no_empty_folder,
+    run_folder,
+    with_run_folder,
+)
+from metatpt.cli_surroundings import surroundings
+from metatpt.datamodules import BaseDataModule
+from metatpt.modules import AdaptationModule
+
+_log = logging.getLogger("metatpt")
+
+_TRAINER_DEFAULTS = {
+    "inference_mode": False,  # tuning needs gradients, which enable_grad cannot bring back
+    "use_distributed_sampler": False,  # Lightning's pads with duplicates; the datamodules have their own
+    "logger": False,  # the record of the run has everything
+    "enable_checkpointing": False,  # nothing is trained
+    "enable_model_summary": False,
+}
+_FIXED = {"verbose": False, "weights_only": True, "return_predictions": False}
+"""What every run hands to the Trainer: the table at the end is RunRecord's, a checkpoint runs no code, and predictions
+are not collected in memory, since they are on the disk."""
+
+_HIGHEST_SEED = 2**32 - 1
+
+
+class MetaTPTCLI(LightningCLI):
+    """Parses a request, makes the objects and runs the Trainer.
+
+    Args:
+        request: What is to run.
+        run: Whether to run it; else the config is parsed and that is all.
+    """
+
+    def __init__(self, request: Request, run: bool = True) -> None:
+        self.request = request
+        self.folder = Path()
+        self._only_parse = not run
+        quiet = {"exit_on_error": False}  # jsonargparse's own errors are pages of usage
+        try:
+            super().__init__(
+                AdaptationModule,
+                BaseDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                trainer_defaults=dict(_TRAINER_DEFAULTS),
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                parser_kwargs={**quiet, request.command: dict(quiet)},
+            )
+        finally:
+            leave_no_empty_folder(self.folder)
+
+    @property
+    def options(self) -> Namespace:
+        """The parsed config of the command."""
+        options: Namespace = self.config[self.request.command]
+        return options
+
+    # Parsing
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The command that was given (each costs time), and the arguments of the Trainer's method that are settled."""
+        return {self.request.command: {"model", "dataloaders", "datamodule", *_FIXED}}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed: always a number, so that a run can be repeated."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="The one seed of all random numbers.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run folder, the reset, and the class names, which come from the data."""
+        parser.add_argument("--run", type=str | None, default=None, help="Folder of the run.")
+        parser.add_lightning_class_args(ResetPrompts, "reset")
+        parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse files and options of the request.
+
+        Raises:
+            UsageError: An option that there is not, or a value that does not fit.
+        """
+        command = self.request.command
+        kinds = {
+            action.dest: getattr(action, "_typehint", action.type)
+            for action in self._subcommand_parsers[command]._actions
+            if action.dest not in ("config", "help", "print_config", "trainer", "reset")
+        }
+        self._check_names(list(kinds))
+
+        def type_of(key: str) -> Any:
+            section, _, option = key.partition(".")
+            if section in BASES and option:
+                return option_types(self.request.classes[section]).get(option)
+            return kinds.get(key)
+
+        with tempfile.TemporaryDirectory() as folder:
+            merged = Path(folder, "config.yaml")
+            merged.write_text(dump(self.request.config), encoding="utf-8")
+            try:
+                self.config = parser.parse_args([command, f"--config={merged}", *self.request.arguments])
+            except argparse.ArgumentError as error:
+                given = {key.replace(".init_args.", "."): value for key, value in self.request.options}
+                raise UsageError(explain(str(error), given, type_of, options_at, self.request.sources)) from error
+
+    def _check_names(self, known: list[str]) -> None:
+        """Refuse options that neither the Trainer nor this command line has (classes' own were checked before)."""
+        config = self.request.config
+        written = [f"{part}.{name}" for part in ("trainer", "reset") for name in config.get(part) or {}]
+        given = [(key, f"--{key.rstrip('+')}") for key, _ in self.request.options]
+        for key, place in [*given, *((key, f"{key} in {self.request.sources}") for key in written)]:
+            section, _, option = key.rstrip("+").partition(".")
+            if section in BASES and option:
+                continue
+            if any(f"{key}.".replace("+", "").startswith(f"{name}.") for name in known):
+                continue
+            everything = [*known]
+            for part, cls in self.request.classes.items():
+                everything += [f"{part}.{name}" for name in option_types(cls)]
+            same = [name for name in everything if name.rpartition(".")[2] == (option or section)]
+            near = same or nearest(key.rstrip("+"), everything)
+            hint = f"Did you mean {' or '.join(f'--{name}' for name in near)}?" if near else ""
+            hint = hint or f"metatpt {self.request.command} --help lists them."
+            raise UsageError(f"{place}: there is no such option. {hint}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the config as it is, where Lightning takes over the checkpoint's options: the command line wins."""
+        path = self.options.get("ckpt_path")
+        self._checkpoint = None if path is None else read_options(path)
+
+    def _set_seed(self) -> None:
+        seed = self.options.seed_everything
+        if not 0 <= seed <= _HIGHEST_SEED:
+            raise UsageError(f"--seed_everything: expected a whole number from 0 to {_HIGHEST_SEED}, got {seed}.")
+        if not self._only_parse:
+            super()._set_seed()
+
+    # Making objects
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and Trainer.
+
+        Raises:
+            RunError: One of them refuses its options.
+        """
+        if self._only_parse:
+            return
+        parsed, self._text = self.config, self.config_text()
+        try:
+            self.folder = run_folder(self.options.run, *(self.request.classes[section] for section in BASES))
+            self.config = with_run_folder(parsed, self.folder)
+            super().instantiate_classes()
+        except Exception as error:
+            root = root_cause(error)
+            if isinstance(root, (ValueError, OSError, ImportError, MisconfigurationException)):
+                raise RunError(str(root)) from root
+            raise root from None
+        finally:
+            self.config = parsed
+        if self._checkpoint is not None:
+            model = self.options.model
+            lines = differences(
+                self._checkpoint, model.class_path, model.init_args.as_dict(), list(self.model.class_names)
+            )
+            what = "; ".join(lines) or "nothing"
+            _log.info("different from the checkpoint %s: %s", self.options.ckpt_path, what)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer, with our callbacks beside the user's."""
+        options: Namespace = self._get(self.config_init, "trainer")
+        theirs = options.callbacks or []
+        theirs = list(theirs) if isinstance(theirs, (list, tuple)) else [theirs]
+        for callback in theirs:
+            if isinstance(callback, (ResetPrompts, RunRecord)):
+                option = "--reset.policy" if isinstance(callback, ResetPrompts) else "--run"
+                name = type(callback).__name__
+                raise ValueError(f"{name} is always there: leave it out of trainer.callbacks and set it with {option}.")
+        ours: list[Callback] = [
+            self._get(self.config_init, "reset"),
+            RunRecord(self.folder),
+            SaveConfig(self.folder, self._text),
+        ]
+        if options.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in theirs):
+            ours.append(AdaptationProgressBar())
+        root = options.default_root_dir or str(self.folder)  # what Lightning writes lies in the run folder too
+        trainer: Trainer = self.trainer_class(
+            **{**options.as_dict(), "callbacks": [*theirs, *ours], "default_root_dir": root, **kwargs}
+        )
+        return trainer
+
+    def config_text(self) -> str:
+        """The config as it is saved."""
+        return config_text(self._subcommand_parsers[self.request.command], self.options)
+
+    # Running
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self._only_parse:
+            return
+        try:
+            super()._run_subcommand(subcommand)
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            # A check of this package says what to do; an error from elsewhere needs its traceback.
+            if is_check(error):
+                raise RunError(str(error)) from error
+            raise
+        except MisconfigurationException as error:
+            raise RunError(str(error)) from error
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        settled = ["weights_only", "return_predictions" if subcommand == "predict" else "verbose"]
+        return {**super()._prepare_subcommand_kwargs(subcommand), **{name: _FIXED[name] for name in settled}}
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        args: Arguments after the program's name; None: those of the process.
+
+    Returns:
+        Exit status: 0; 1 where a run cannot go on; 2 where what was typed cannot be run; 130 where it was interrupted.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    with surroundings():
+        try:
+            return _main(arguments)
+        except UsageError as error:
+            return _report(error, 2)
+        except RunError as error:
+            return _report(error, 1)
+        except KeyboardInterrupt:
+            return _report("interrupted", 130)
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(main_help())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"metatpt {metatpt.__version__}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        if command.startswith("-"):
+            raise UsageError(
+                f"The command comes first, then options such as {command}: metatpt {'|'.join(COMMANDS)} ..."
+            )
+        raise UsageError(f"There is no command {command!r}. {did_you_mean(command, list(COMMANDS))}")
+    flags = dict(split_options(rest))
+    if "help" in flags or "h" in flags:
+        print(command_help(command))
+        return 0
+    for section in BASES:
+        if f"{section}.help" in flags:
+            print(class_help(section, flags[f"{section}.help"] or flags.get(section, "")))
+            return 0
+    if "trainer.help" in flags:
+        print(trainer_help())
+        return 0
+    request = read_request(command, rest)
+    keep_loggers_in_run_folder(request)
+    if "print_config" in flags:
+        request.options = [(key, value) for key, value in request.options if key != "print_config"]
+        print(MetaTPTCLI(request, run=False).config_text(), end="")
+        return 0
+    if is_rank_zero():
+        _log.info("config: %s", ", ".join(map(str, request.files)))
+    MetaTPTCLI(request)
+    return 0
+
+
+def _report(error: Exception | str, status: int) -> int:
+    if os.environ.get("METATPT_TRACEBACK") and isinstance(error, Exception):
+        traceback.print_exception(error)
+    print(f"metatpt: {error}", file=sys.stderr)
+    return status

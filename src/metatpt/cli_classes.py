@@ -1,0 +1,127 @@
+"""The classes that a command line can name: methods, data sets, and a user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from functools import cache
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+import metatpt.callbacks  # noqa: F401  (known by name once they are imported)
+from metatpt.cli_errors import UsageError, did_you_mean
+from metatpt.datamodules import BaseDataModule
+from metatpt.modules import AdaptationModule
+
+BASES: dict[str, type] = {"model": AdaptationModule, "data": BaseDataModule}
+"""What the class of a section of the config is derived from."""
+
+_KINDS = {"model": "method", "data": "data set"}
+
+
+def known_classes(section: str) -> dict[str, type]:
+    """The classes of a section by name, those of this package first."""
+    found: dict[str, type] = {}
+    todo = [BASES[section]]
+    while todo:
+        each = todo.pop(0)
+        todo += each.__subclasses__()
+        if not missing_methods(each):
+            found.setdefault(each.__name__, each)
+    ours = {name: each for name, each in sorted(found.items()) if each.__module__.startswith("metatpt.")}
+    return {**ours, **found}
+
+
+def find_class(section: str, name: str, source: str = "") -> type:
+    """The class of that name, or at that path (``my_method.MyModule``), which is imported.
+
+    Args:
+        section: ``model`` or ``data``.
+        name: Name or path.
+        source: Where it was given, in words, if not on the command line.
+
+    Raises:
+        UsageError: There is none, it cannot be imported, or it is something else.
+    """
+    kind, base, known = _KINDS[section], BASES[section], known_classes(section)
+    place = f"{section} in {source}" if source else f"--{section}"
+    if "." not in name:
+        if name in known:
+            return known[name]
+        abstract = " (it is a base class)" if name == base.__name__ else ""
+        raise UsageError(
+            f"{place}: no {kind} is called {name!r}{abstract}. {did_you_mean(name, list(known))} "
+            f"One of your own, in a file in this folder, is given with the file's name: my_file.{name or 'MyClass'}."
+        )
+    module_name, _, attribute = name.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise UsageError(f"{place}: {module_name} cannot be imported, since it needs {error.name}.") from error
+        hint = did_you_mean(attribute, list(known))
+        raise UsageError(f"{place}: there is no module {module_name} in {os.getcwd()} or installed. {hint}") from error
+    except Exception as error:
+        raise UsageError(f"{place}: {module_name} cannot be imported: {type(error).__name__}: {error}.") from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        classes = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)]
+        raise UsageError(
+            f"{place}: {module_name} has no {attribute}. {did_you_mean(attribute, classes or list(known))}"
+        )
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise UsageError(f"{place}: {name} is no {kind}: it is not derived from {base.__module__}.{base.__name__}.")
+    cls: type = found
+    if missing := missing_methods(cls):
+        raise UsageError(f"{place}: {name} is a base class: it does not define {', '.join(missing)}.")
+    return cls
+
+
+def missing_methods(cls: type) -> list[str]:
+    """The methods that a base class leaves to others (whether or not its metaclass enforces it)."""
+    return [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]
+
+
+def class_path(cls: type) -> str:
+    """The path of a class: that of the outermost package which exports it."""
+    parts = cls.__module__.split(".")
+    for length in range(1, len(parts)):
+        package = ".".join(parts[:length])
+        if getattr(sys.modules.get(package), cls.__name__, None) is cls:
+            return f"{package}.{cls.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+@cache
+def option_types(cls: type) -> dict[str, Any]:
+    """The options of a class and their types, those that it hands on to its base classes included."""
+    parser = ArgumentParser()
+    names: list[str] = parser.add_class_arguments(cls, fail_untyped=False)
+    kinds = {action.dest: getattr(action, "_typehint", action.type) for action in parser._actions}
+    return {name.split(".")[0]: kinds.get(name) for name in names}
+
+
+def options_at(path: str) -> list[str]:
+    """The options of the class at a path, which has been imported before."""
+    module, _, name = path.rpartition(".")
+    return list(option_types(getattr(sys.modules[module], name)))
+
+
+def check_option(section: str, cls: type, name: str, source: str = "") -> None:
+    """Refuse an option that a class does not have.
+
+    Raises:
+        UsageError: Naming the nearest options, and the classes that have this one.
+    """
+    place = f"{section}.{name} in {source}" if source else f"--{section}.{name}"
+    if section == "model" and name == "class_names":
+        raise UsageError(f"{place}: class names come from the data: give --data.class_names.")
+    known = [option for option in option_types(cls) if (section, option) != ("model", "class_names")]
+    if name in known:
+        return
+    others = [other for other, each in known_classes(section).items() if name in option_types(each)]
+    hint = f"It is an option of {', '.join(others[:4])}."
+    raise UsageError(f"{place}: {cls.__name__} has no such option. {hint if others else did_you_mean(name, known)}")

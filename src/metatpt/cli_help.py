@@ -1,0 +1,142 @@
+"""Help texts: short, and made from what there is."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import textwrap
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
+
+from metatpt.cli_classes import class_path, find_class, known_classes
+from metatpt.cli_errors import UsageError
+from metatpt.cli_request import shipped_configs
+
+COMMANDS = {
+    "test": "adapt to every picture of the test split, and compare with zero-shot",
+    "validate": "the same on the validation split",
+    "predict": "predictions for pictures, with or without labels",
+}
+
+_EXAMPLES = """
+examples:
+  metatpt test                                   MetaTPT, the bundled model, drawn pictures under a shift
+  metatpt test --model TPTModule --data.shift noise --data.severity 5
+  metatpt test -c pacs --data.root ~/PACS --data.domain sketch
+  metatpt predict -c folder --data.root ~/photos --data.class_names cat,dog
+  metatpt test -c runs/<run>/config.yaml --seed_everything 1
+"""
+
+_OPTIONS = """
+options (of the command line, or under the same names in a config file; the command line wins):
+  -c, --config FILE|NAME    config instead of lightning_config.yaml; several add up, the last one wins
+  --model CLASS             the method; --model.OPTION VALUE sets its options
+  --data CLASS              the data set; --data.OPTION VALUE
+  --reset.policy POLICY     episodic (every picture starts afresh) or online (the prompt is carried over)
+  --run DIR                 folder of the run (default: runs/<time>-<method>-<data>)
+  --seed_everything N       the one seed (default: 0)
+  --ckpt_path FILE          checkpoint with a learned prompt
+  --trainer.OPTION VALUE    Lightning's: accelerator, devices, strategy, precision, logger, callbacks, ...
+  --print_config            print the config that would run, and end
+
+options that are used most:
+  --model.clip NAME|FOLDER|builtin      --model.pretrained TAG|FILE      --model.template "a photo of a {}."
+  --data.batch_size N                   --data.num_workers N             --data.max_samples N
+"""
+
+
+def main_help() -> str:
+    """``metatpt --help``."""
+    return "\n".join(
+        [
+            "usage: metatpt COMMAND [-c CONFIG] [--model METHOD] [--data DATA] [options]",
+            "",
+            "Test-time prompt tuning: adapt a CLIP-like model to every single picture, and see what it brings.",
+            "",
+            "commands:",
+            *_table(COMMANDS),
+            *_classes(),
+            "",
+            "configs (-c):",
+            *_table(
+                {name: _first_comment(path.read_text(encoding="utf-8")) for name, path in shipped_configs().items()}
+            ),
+            _EXAMPLES,
+            "more: metatpt test --help, metatpt test --model.help METHOD, metatpt test --data.help DATA",
+        ]
+    )
+
+
+def command_help(command: str) -> str:
+    """``metatpt test --help``."""
+    return "\n".join(
+        [
+            f"usage: metatpt {command} [-c CONFIG] [--model METHOD] [--data DATA] [options]",
+            "",
+            f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}.",
+            _OPTIONS.rstrip(),
+            *_classes(),
+            "",
+            f"more: metatpt {command} --model.help METHOD, --data.help DATA, --trainer.help",
+            "METATPT_TRACEBACK=1 in the environment shows where an error comes from.",
+        ]
+    )
+
+
+def class_help(section: str, name: str) -> str:
+    """``--model.help TPTModule``: the options of a class.
+
+    Raises:
+        UsageError: No class was given.
+    """
+    if not name:
+        raise UsageError(f"--{section}.help needs a class: {', '.join(known_classes(section))}.")
+    cls = find_class(section, name)
+    text = re.split(r"\n(?:Args|Raises|Attributes):\n", _documentation(cls))[0].rstrip()
+    return f"{class_path(cls)}\n\n{_plain(text)}\n\n{_options(cls, section)}"
+
+
+def trainer_help() -> str:
+    """``--trainer.help``: the options of Lightning's Trainer."""
+    return _options(Trainer, "trainer")
+
+
+def _options(cls: type, section: str) -> str:
+    parser = ArgumentParser(usage=argparse.SUPPRESS, add_help=False, default_meta=False)
+    skip = {"class_names"} if section == "model" else set()  # given by the data
+    parser.add_class_arguments(cls, section, fail_untyped=False, skip=skip, sub_configs=False)
+    lines = parser.format_help().strip().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"  --{section}."))
+    return _plain("\n".join(["options:", *lines[start:]]))
+
+
+def _classes() -> list[str]:
+    lines = []
+    for section, title in {"model": "methods", "data": "data sets"}.items():
+        known = {name: _plain(_documentation(each).split("\n")[0]) for name, each in known_classes(section).items()}
+        lines += ["", f"{title} (--{section}):", *_table(known)]
+    return lines
+
+
+def _documentation(cls: type) -> str:
+    return inspect.cleandoc(cls.__doc__ or "")  # its own: getdoc would give that of the base class
+
+
+def _table(entries: dict[str, str]) -> list[str]:
+    width = max(map(len, entries), default=0)
+    return [
+        textwrap.fill(text, 110, initial_indent=f"  {name:{width}}  ", subsequent_indent=" " * (width + 4))
+        for name, text in entries.items()
+    ]
+
+
+def _first_comment(text: str) -> str:
+    first = text.strip().split("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _plain(text: str) -> str:
+    """Without the marks of a docstring."""
+    return re.sub(r":\w+:`~?([^`]+)`|``([^`]+)``|`([^`]+)`", lambda found: next(filter(None, found.groups())), text)

@@ -1,0 +1,231 @@
+"""What a command line asks for: the files that it reads, the classes that it runs, the options that it gives.
+
+jsonargparse, left alone, keeps of a config file's class every option that the class on the command line has too: with
+MetaTPT's ``selection: 0.3`` in the file, ``--model TPTModule`` would run with it. So files and classes are settled
+here, before it: a class starts from its own defaults, whatever another class's section says. The same class named
+again keeps its section, and options on the command line win over all files.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader
+
+from metatpt.cli_classes import BASES, check_option, class_path, find_class, known_classes
+from metatpt.cli_errors import UsageError, did_you_mean
+from metatpt.datamodules.names import quote_class_names, quote_entries
+
+DEFAULT_CONFIG = "lightning_config.yaml"
+_PACKAGE = Path(__file__).parent
+_FLAGS = ("help", "h", "print_config")
+_TEXT_LISTS = ("data.class_names", "data.init_args.class_names")
+
+
+@dataclass
+class Request:
+    """What is to run.
+
+    Attributes:
+        command: ``test``, ...
+        files: Config files that were read, in order.
+        config: What they say, without what no longer counts.
+        options: Options on the command line by key and value, in order; classes are in `config`.
+        classes: The class of each section.
+    """
+
+    command: str
+    files: list[Path] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    options: list[tuple[str, str]] = field(default_factory=list)
+    classes: dict[str, type] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options, as arguments of a parser."""
+        return [f"--{key}={value}" for key, value in self.options]
+
+    @property
+    def sources(self) -> str:
+        """The files, in words."""
+        return " and ".join(map(str, self.files))
+
+
+def read_request(command: str, arguments: list[str]) -> Request:
+    """Read the arguments after a command, and the files that they name.
+
+    Raises:
+        UsageError: A file or class that is not there, an option that its class does not have, ...
+    """
+    request = Request(command)
+    options = list(split_options(arguments))
+    configs = [value for key, value in options if key in ("c", "config")]
+    for file in [find_config(config) for config in configs] or [_default_config()]:
+        request.files.append(file)
+        _read_file(request, file, given=bool(configs))
+    for key, value in options:
+        section = key.removesuffix(".class_path")
+        if section in BASES:
+            _add_section(request, section, structure(value), Path.cwd(), "")
+        elif key not in ("c", "config"):
+            request.options.append((key, quote_entries(value) if key in _TEXT_LISTS else value))
+    for section in BASES:
+        if section not in request.classes:
+            raise UsageError(
+                f"{request.sources} names no class for {section}: give one with --{section}. "
+                f"There are: {', '.join(known_classes(section))}."
+            )
+    for key, _ in request.options:
+        section, _, option = key.partition(".")
+        if section in BASES and option:
+            name = re.split(r"[.+]", option.removeprefix("init_args."))[0]
+            if name != "dict_kwargs":
+                check_option(section, request.classes[section], name)
+    return request
+
+
+def split_options(arguments: list[str]) -> list[tuple[str, str]]:
+    """Arguments as pairs of key and value, without dashes. Every option has one value, but for `_FLAGS`.
+
+    Raises:
+        UsageError: A value without option, or an option without value.
+    """
+    pairs = []
+    todo = list(arguments)
+    while todo:
+        argument = todo.pop(0)
+        if re.match(r"-c.", argument):
+            argument = f"--config={argument[2:].removeprefix('=')}"
+        if not re.match(r"-[a-zA-Z-]", argument):
+            raise UsageError(f"Unexpected {argument!r}: options are given as --name VALUE.")
+        key, equals, value = argument.lstrip("-").partition("=")
+        if not equals and key not in _FLAGS:
+            if todo and not re.match(r"--|-[a-zA-Z]", todo[0]):
+                value = todo.pop(0)
+            elif not key.endswith(".help"):
+                raise UsageError(f"--{key} needs a value.")
+        pairs.append((key, value))
+    return pairs
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs of the package by name."""
+    folder = _PACKAGE / "configs"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))} | {"default": _PACKAGE / DEFAULT_CONFIG}
+
+
+def find_config(name: str) -> Path:
+    """The file of that name, or the shipped config.
+
+    Raises:
+        UsageError: There is neither.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    if name.removesuffix(".yaml") in shipped:
+        return shipped[name.removesuffix(".yaml")]
+    what = f"{name} is a folder" if path.is_dir() else f"there is no file {name}"
+    raise UsageError(
+        f"-c {name}: {what}, nor a config of that name in the package. {did_you_mean(name, list(shipped))}"
+    )
+
+
+def _default_config() -> Path:
+    own = Path(DEFAULT_CONFIG)
+    return own if own.is_file() else _PACKAGE / DEFAULT_CONFIG
+
+
+def _read_file(request: Request, file: Path, given: bool) -> None:
+    try:
+        content = _load(file)
+        if not isinstance(content, dict):
+            raise UsageError(f"{file} holds no options (expected keys such as model, data and trainer).")
+        for section, value in content.items():
+            if section in BASES:
+                _add_section(request, section, value, file.parent, str(file))
+            elif isinstance(value, dict) and isinstance(request.config.get(section), dict):
+                request.config[section] |= value
+            else:
+                request.config[section] = value
+        check_sections(request.config, str(file))
+    except UsageError as error:
+        if given or file.is_relative_to(_PACKAGE):
+            raise
+        raise UsageError(
+            f"{error}\n{file.resolve()} is read because it lies in the working folder. If it belongs to another "
+            "project, name a config with -c (-c default: this package's own)."
+        ) from error
+
+
+def check_sections(config: dict[str, Any], source: str) -> None:
+    """Refuse what is no section of ours. What is in `trainer` and `reset`, the parser knows.
+
+    Raises:
+        UsageError: Naming the nearest ones.
+    """
+    known = [*BASES, "trainer", "reset", "seed_everything", "ckpt_path"]
+    for key in config:
+        if key not in known:
+            raise UsageError(f"{key} in {source}: there is no such option. {did_you_mean(str(key), known)}")
+
+
+def _add_section(request: Request, section: str, value: Any, folder: Path, source: str) -> None:
+    """Take over what a file or an argument says on the model or the data.
+
+    Args:
+        request: Where it goes.
+        section: ``model`` or ``data``.
+        value: A class, a mapping with `class_path` and `init_args`, or the name of a file that holds this.
+        folder: Where such a file is looked for.
+        source: Where it was given, in words, if not on the command line.
+    """
+    place = f"{section} in {source}" if source else f"--{section}"
+    if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
+        file = folder / Path(value).expanduser()
+        if not file.is_file():
+            raise UsageError(f"{place}: there is no file {value}.")
+        request.files.append(file)
+        _add_section(request, section, _load(file), file.parent, str(file))
+        return
+    if isinstance(value, str):
+        value = {"class_path": value}
+    if not isinstance(value, dict):
+        raise UsageError(f"{place}: expected a class, or a mapping with class_path and init_args; got {value!r}.")
+    unknown = [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
+    if unknown:
+        raise UsageError(f"{place}: {unknown[0]} stands beside class_path; options stand in init_args.")
+    if value.get("class_path") is not None:
+        found = find_class(section, str(value["class_path"]), source)
+        if found is not request.classes.get(section):
+            request.classes[section] = found
+            request.config[section] = {"class_path": class_path(found), "init_args": {}}
+    if section not in request.classes:
+        raise UsageError(f"{place}: it has options but no class_path.")
+    options = value.get("init_args") or {}
+    for name in options:
+        check_option(section, request.classes[section], name, source)
+    request.config[section]["init_args"] |= options
+    if value.get("dict_kwargs"):
+        request.config[section].setdefault("dict_kwargs", {}).update(value["dict_kwargs"])
+
+
+def _load(file: Path) -> Any:
+    try:
+        return get_loader("yaml")(quote_class_names(file.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{file}{place}: no YAML: {getattr(error, 'problem', None) or error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+
+
+def structure(value: str) -> Any:
+    """A value on the command line: a mapping if it is written as one."""
+    return get_loader("yaml")(quote_class_names(value)) if value.lstrip().startswith("{") else value

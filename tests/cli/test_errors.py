@@ -1,0 +1,245 @@
+"""Errors: one message, with what was given, what was expected, the nearest names."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from helpers.command_line import CommandLine
+
+from metatpt.cli_errors import is_check, root_cause, words
+
+TYPED = {
+    # commands
+    "tset": ["There is no command 'tset'", "Did you mean test?"],
+    "fit": ["no command 'fit'", "test, validate, predict"],
+    "--model TPTModule test": ["The command comes first"],
+    "test now": ["Unexpected 'now'"],
+    # classes
+    "test --model TPTModul": ["--model", "no method is called 'TPTModul'", "Did you mean TPTModule"],
+    "test --data PACS": ["--data", "no data set is called 'PACS'", "PACSDataModule"],
+    "test --model AdaptationModule": ["'AdaptationModule'", "it is a base class"],
+    "test --model metatpt.modules.TPTModul": ["metatpt.modules has no TPTModul", "Did you mean TPTModule"],
+    "test --model metatpt.modules.ViewModule": ["is a base class", "does not define adapt"],
+    "test --model nowhere.MyModule": ["there is no module nowhere"],
+    "test --model json.JSONDecoder": ["json.JSONDecoder is no method", "AdaptationModule"],
+    "test --model metatpt.datamodules.PACSDataModule": ["is no method"],
+    "test --trainer.logger CSVLoger": ["--trainer.logger", "'CSVLoger'", "Did you mean CSVLogger"],
+    "test --trainer.callbacks+=LearningRateMonito": ["--trainer.callbacks", "Did you mean LearningRateMonitor"],
+    "test --trainer.callbacks+=nowhere.Mine": ["--trainer.callbacks", "No module named 'nowhere'"],
+    "test --trainer.callbacks+=EarlyStopping": ["--trainer.callbacks.monitor must be given"],
+    "test --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitr x": [
+        "callbacks.monitr",
+        "Did you mean monitor?",
+    ],
+    # options
+    "test --model.n_veiws 3": ["--model.n_veiws", "MetaTPTModule has no such option", "Did you mean n_views?"],
+    "test --model.init_args.n_veiws 3": ["--model.n_veiws", "Did you mean n_views?"],
+    "test --model ZeroShotModule --model.n_views 3": [
+        "ZeroShotModule has no such option",
+        "of MetaTPTModule, TPTModule",
+    ],
+    "test --model.bounds.rotatoin 1": ["--model.bounds.rotatoin", "Did you mean rotation?"],
+    "test --data.shfit noise": ["--data.shfit", "ShiftedShapesDataModule has no such option", "Did you mean shift?"],
+    "test --data.shift.x noise": ["--data.shift.x"],
+    "test --n_views 3": ["--n_views", "Did you mean --model.n_views?"],
+    "test --devices 3": ["Did you mean --trainer.devices?"],
+    "test --trainer.devises 3": ["--trainer.devises", "Did you mean --trainer.devices"],
+    "test --reset.polcy online": ["Did you mean --reset.policy?"],
+    "test --mod.n_views 3": ["--mod.n_views", "Did you mean --model.n_views?"],
+    "test --seed 3": ["--seed", "there is no such option"],
+    "test --model.n_views": ["--model.n_views needs a value"],
+    "test --model.n_views --model.memory 3": ["--model.n_views needs a value"],
+    "test --model.class_names [a,b]": ["--model.class_names", "--data.class_names"],
+    "test --data PACSDataModule": ["--data.root must be given (for PACSDataModule)"],
+    # values
+    "test --model.n_views three": ["--model.n_views: expected a whole number, got 'three'"],
+    "test --model.n_views 4.5": ["expected a whole number, got '4.5'"],
+    "test --model.init crpo": ["expected crop or affine, got 'crpo'", "Did you mean crop?"],
+    "test --model.inner_loss [1]": ["--model.inner_loss", "text or a mapping", "'[1]'"],
+    "test --model.bounds.rotation x": ["--model.bounds.rotation", "a number", "'x'"],
+    "test --data.shift rotatoin": ["--data.shift", "Did you mean rotation?"],
+    "test --data.severity x": ["--data.severity: expected a whole number"],
+    "test --reset.policy onlin": ["expected episodic or online, got 'onlin'", "Did you mean online?"],
+    "test --trainer.max_epochs x": ["--trainer.max_epochs: expected a whole number or null, got 'x'"],
+    "test --trainer.precision 17": ["--trainer.precision", "32-true", "'17'"],
+    "test --seed_everything x": ["--seed_everything: expected a whole number, got 'x'"],
+    "test --seed_everything -1": ["--seed_everything", "from 0 to 4294967295", "-1"],
+    "test --seed_everything 4294967296": ["from 0 to 4294967295"],
+    # files
+    "test -c nowhere": ["-c nowhere", "there is no file nowhere", "metatpt"],
+    "test -c tp": ["Did you mean tpt"],
+    "test -c nowhere.yaml": ["-c nowhere.yaml", "there is no file"],
+    "test -c .": [". is a folder"],
+    "test -c broken.yaml": ["broken.yaml, line 2"],
+    "test -c list.yaml": ["list.yaml holds no options"],
+    "test -c section.yaml": ["modle in section.yaml", "Did you mean model?"],
+    "test -c option.yaml": ["model.n_veiws in option.yaml", "Did you mean n_views?"],
+    "test -c beside.yaml": ["model in beside.yaml", "n_views stands beside class_path"],
+    "test -c value.yaml": ["model.init in value.yaml: expected crop or affine, got 'crpo'"],
+    "test -c trainer.yaml": ["trainer.devises in trainer.yaml", "--trainer.devices"],
+    "test -c names.yaml": ["model.class_names in names.yaml", "--data.class_names"],
+    "test --model nowhere.yaml": ["--model", "there is no file nowhere.yaml"],
+    "test --ckpt_path nowhere.ckpt": ["--ckpt_path nowhere.ckpt", "there is no such file"],
+    "test --ckpt_path list.yaml": ["--ckpt_path list.yaml", "not a checkpoint"],
+}
+FILES = {
+    "broken.yaml": "model: {class_path: TPTModule\ndata: x",
+    "list.yaml": "[1, 2]",
+    "section.yaml": "modle: TPTModule",
+    "option.yaml": "{model: {class_path: TPTModule, init_args: {n_veiws: 3}}, data: ShiftedShapesDataModule}",
+    "beside.yaml": "{model: {class_path: TPTModule, n_views: 3}, data: ShiftedShapesDataModule}",
+    "value.yaml": "{model: {class_path: TPTModule, init_args: {init: crpo}}, data: ShiftedShapesDataModule}",
+    "trainer.yaml": "{model: TPTModule, data: ShiftedShapesDataModule, trainer: {devises: 3}}",
+    "names.yaml": "{model: {class_path: TPTModule, init_args: {class_names: [a]}}, data: ShiftedShapesDataModule}",
+}
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_what_is_mistyped_gets_one_message(metatpt: CommandLine, tmp_path: Path, line: str):
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+    result = metatpt(*line.split())
+    assert result.status == 2
+    for part in TYPED[line]:
+        assert part in result.message
+    assert len(result.message) < 500
+    assert "Traceback" not in result.err
+    assert "usage" not in result.err
+    assert result.out == ""
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+
+
+REFUSED = {
+    "--data.root nowhere": ["No folder nowhere"],
+    "--model.clip ViT-B-99": ["'ViT-B-99'", "ViT-B-32"],
+    "--model.clip ViT-B-32": ["--model.pretrained", "laion2b_s34b_b79k"],
+    "--model.inner_loss anchr": ["inner_loss", "'anchr'", "anchor"],
+    "--model.outer_lr -1": ["outer_lr", "-1"],
+    "--model.n_views 0": ["n_views", "0"],
+    "--data.batch_size 0": ["batch_size", "0"],
+    "--data.class_names cat,cat": ["cat", "0", "1"],
+    "--run file/run": ["file/run cannot be made", "--run"],
+    "--run file": ["file"],
+    "--trainer.accelerator gppu": ["gppu", "cpu"],
+    "--trainer.devices 0": ["devices"],
+    "--trainer.inference_mode true": ["needs gradients", "inference_mode=False"],
+}
+
+
+@pytest.mark.parametrize("options", REFUSED)
+def test_what_a_class_refuses_gets_its_message_alone(metatpt: CommandLine, options: str):
+    Path("file").touch()
+    result = metatpt.small("test", *options.split())
+    assert result.status == 1
+    for part in REFUSED[options]:
+        assert part in result.message
+    assert "Traceback" not in result.err
+    assert "Union" not in result.err
+    assert result.out == ""
+
+
+def test_an_error_in_the_users_own_code_keeps_its_traceback(metatpt: CommandLine):
+    Path("buggy.py").write_text(
+        "from metatpt.modules import ZeroShotModule\n\n"
+        "class Make(ZeroShotModule):\n    def __init__(self, **kwargs):\n        super().__init__(**kwargs)\n"
+        "        self.nothing.here\n\n"
+        "class Run(ZeroShotModule):\n    def adapt(self, batch):\n        return batch.image @ batch.image[:, :, :3]\n"
+    )
+    with pytest.raises(AttributeError, match="nothing"):
+        metatpt.small("test", "--model", "buggy.Make")
+    with pytest.raises(RuntimeError, match="size"):
+        metatpt.small("test", "--model", "buggy.Run")
+
+
+def test_a_file_of_the_user_that_cannot_be_imported(metatpt: CommandLine):
+    Path("needy.py").write_text("import nowhere_to_be_found")
+    Path("typo.py").write_text("def f(:\n")
+    assert "needs nowhere_to_be_found" in metatpt("test", "--model", "needy.Mine").message
+    assert "SyntaxError" in metatpt("test", "--model", "typo.Mine").message
+
+
+def test_traceback_on_request(metatpt: CommandLine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("METATPT_TRACEBACK", "1")
+    result = metatpt.small("test", "--data.root", "nowhere")
+    assert result.status == 1
+    assert "Traceback" in result.err
+    assert "No folder nowhere" in result.err
+
+
+def test_a_checkpoint_with_code_is_not_run(metatpt: CommandLine):
+    import torch
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, ("hacked",)
+
+    torch.save({"state_dict": {}, "hyper_parameters": Evil()}, "evil.ckpt")
+    result = metatpt.small("test", "--ckpt_path", "evil.ckpt")
+    assert result.status == 2
+    assert "without running code" in result.message
+    assert not Path("hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (int, "a whole number"),
+        (float | None, "a number or null"),
+        (Literal["a", "b", "c"], "a, b or c"),
+        (str | list[str], "text or a list of text"),
+        (dict[str, float], "a mapping"),
+        (Path | str, "a path or text"),
+    ],
+)
+def test_types_in_words(kind: object, text: str):
+    assert words(kind) == text
+
+
+def test_checks_are_told_from_errors_of_libraries():
+    import torch
+
+    from metatpt.modules.base import check_number
+
+    with pytest.raises(ValueError, match="n is") as check:
+        check_number("n", -1, 0)
+    assert is_check(check.value)
+    with pytest.raises(RuntimeError) as library:
+        torch.ones(2) @ torch.ones(3)
+    assert not is_check(library.value)
+    assert root_cause(check.value) is check.value
+
+
+def test_help(metatpt: CommandLine):
+    text = metatpt("--help").out
+    for name in ("validate", "test", "predict", "MetaTPTModule", "PACSDataModule", "metatpt test", "tpt", "default"):
+        assert name in text
+    assert "fit" not in text.split()
+    assert max(map(len, text.splitlines())) <= 110
+    assert metatpt().out.startswith("usage")
+    for option in ("--model", "--run", "--seed_everything", "--ckpt_path", "--reset.policy"):
+        assert option in metatpt("predict", "--help").out
+    text = metatpt("test", "--model.help", "TPTModule").out
+    assert "--model.outer_lr" in text
+    assert "--model.class_names" not in text
+    assert "`" not in text
+    assert "--data.domain" in metatpt("test", "--data", "PACSDataModule", "--data.help").out
+    assert "--trainer.devices" in metatpt("test", "--trainer.help").out
+    assert "Did you mean TPTModule" in metatpt("test", "--model.help", "TPTModul").message
+
+
+def test_version(metatpt: CommandLine):
+    import metatpt as package
+
+    assert metatpt("--version").out == f"metatpt {package.__version__}\n"
+
+
+def test_status_reaches_the_shell(metatpt: CommandLine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["metatpt", "tset"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module("metatpt", run_name="__main__")
+    assert exit_.value.code == 2

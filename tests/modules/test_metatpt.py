@@ -1,0 +1,271 @@
+"""MetaTPT against a plain implementation, finite differences, and its own definitions."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.batches import NAMES, make_batch
+from helpers.models import save_folder
+from helpers.reference import metatpt
+
+from metatpt.functional import take_views
+from metatpt.modules import MetaTPTModule
+from metatpt.types import Batch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_folder("openai_vit", tmp_path_factory.mktemp("clip"))
+
+
+def make(folder: Path, **options: Any) -> MetaTPTModule:
+    return MetaTPTModule(**{"clip": str(folder), "class_names": NAMES, "n_views": 12, "outer_steps": 3, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"predict": "original"},
+        {"schedule": "nested"},
+        {"schedule": "joint"},
+        {"augmentation": "fixed"},
+        {"inner_steps": 3},
+        {"outer_lr": 0.01},
+        {"n_views": 1},
+        {"n_views": 9, "selection": 0.1},
+        {"ensemble_temperature": 2.0, "selection": 1.0},
+    ],
+    ids=str,
+)
+def test_equals_a_plain_implementation(folder: Path, options: dict[str, Any]) -> None:
+    module = make(folder, **options).double()
+    for seed in range(3):
+        batch = make_batch(1, 32, seed=seed, first_index=seed)
+        torch.testing.assert_close(
+            module.process(batch).log_probs[0].exp(), metatpt(module, batch).float(), atol=1e-6, rtol=0
+        )
+
+
+def test_only_selected_views_are_computed_and_nothing_is_lost(folder: Path) -> None:
+    module = make(folder, inner_steps=2, selection=0.25).double()
+    batch = make_batch(2, 32)
+    look = module.look(batch)
+    learned = module.inner_loop(batch, look, module.start_state(2))
+    # All views on the tape, and the loss on the chosen ones:
+    from metatpt.functional import marginal_entropy
+    from metatpt.views import sample_views
+
+    raw, flip = sample_views("crop", module.bounds, 11, batch.aspect, [0, 1], 0)
+    raw = raw.double()
+    for _ in range(2):
+        raw = raw.detach().requires_grad_()
+        views = torch.cat([batch.image[:, None].double(), module.warp(batch, raw, flip)], dim=1)
+        log_probs = module.log_probs(module.prompt.head(), module.prompt.encode(views))
+        (gradient,) = torch.autograd.grad(marginal_entropy(take_views(log_probs, look.chosen)).sum(), raw)
+        length = gradient.norm(dim=-1, keepdim=True)
+        raw = raw - module.inner_lr * gradient / length.where(length > 0, 1)
+    everything = torch.cat([raw.new_zeros(2, 1, 6), raw], dim=1).detach()
+    torch.testing.assert_close(learned.raw, take_views(everything, look.chosen), atol=1e-9, rtol=0)
+
+
+def outer_loss(module: MetaTPTModule, batch: Batch):
+    """The loss of the first outer step as a function of the context, inner loop included."""
+    caught = []
+    look = module.look(batch)
+
+    def catch(state, loss):
+        caught.append(loss)
+        loss(state, 1)  # freezes the teacher
+        return state, {}
+
+    module.tune = catch
+    state = module.start_state(len(batch))
+    module.outer_loop(batch, look, state)
+    return lambda context: caught[0]({"context": context}, 1), state["context"].clone()
+
+
+@pytest.mark.parametrize("kind", ["openai_vit", "timm", "modified_resnet"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"inner_steps": 2, "inner_momentum": 0.5},
+        {"inner_optimizer": "sgd", "inner_lr": 2.0, "inner_loss": {"anchor": 1.0, "adversarial": 0.5}},
+        {"inner_loss": {"diversity": 1.0, "entropy": 0.3, "consistency": 0.2}, "outer_loss": {"js": 1.0, "kl": 0.5}},
+    ],
+    ids=str,
+)
+def test_second_order_gradient_agrees_with_finite_differences(
+    tmp_path: Path, kind: str, options: dict[str, Any]
+) -> None:
+    if kind != "openai_vit" and options:
+        pytest.skip("the options do not depend on the tower")
+    module = make(save_folder(kind, tmp_path), order="second", schedule="nested", class_names=NAMES[:2], n_views=8, **options)
+    module.double()
+    batch = make_batch(2, module.preprocessing.size)
+    loss, context = outer_loss(module, batch)
+    context.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(context).sum(), context)
+    torch.manual_seed(0)
+    for _ in range(3):
+        direction = torch.randn_like(context)
+        step = 1e-6 * direction
+        above, below = (loss((context + sign * step).detach().requires_grad_()).sum() for sign in (1, -1))
+        numeric = (above - below) / 2e-6
+        assert float((gradient * direction).sum()) == pytest.approx(float(numeric), rel=1e-4, abs=1e-8)
+
+
+def test_first_order_is_another_gradient(folder: Path) -> None:
+    gradients = []
+    for order in ("first", "second"):
+        module = make(folder, order=order, schedule="nested", inner_lr=1.0).double()
+        loss, context = outer_loss(module, make_batch(2, 32))
+        context.requires_grad_()
+        gradients.append(torch.autograd.grad(loss(context).sum(), context)[0])
+    first, second = gradients
+    assert (first - second).norm() > 1e-3 * second.norm()
+
+
+ALL = [
+    {},
+    {"order": "second", "schedule": "nested"},
+    {"schedule": "joint"},
+    {"augmentation": "random_step"},
+    {"inner_optimizer": "adam"},
+    {"outer_optimizer": "sgd", "outer_lr": 0.1},
+    {"outer_optimizer": "normalised_sgd"},
+    {"init": "affine", "predict": "original"},
+    {"inner_loss": "diversity", "outer_loss": {"kl": 1.0, "js": 0.3, "marginal_entropy": 0.2}},
+]
+
+
+@pytest.mark.parametrize("options", ALL, ids=str)
+def test_a_batch_gives_what_its_samples_give_alone(folder: Path, options: dict[str, Any]) -> None:
+    module = make(folder, **options)
+    batch = make_batch(8, 32)
+    together = module.process(batch)
+    for row in range(8):
+        alone = module.process(batch.select([row]))
+        torch.testing.assert_close(together.log_probs[row].exp(), alone.log_probs[0].exp(), atol=1e-5, rtol=0)
+    assert not torch.allclose(together.log_probs, together.zero_shot_log_probs, atol=1e-3)
+
+
+@pytest.mark.parametrize("augmentation", ["episodic", "random_step"])
+def test_length_of_an_inner_step(folder: Path, augmentation: str) -> None:
+    module = make(folder, augmentation=augmentation, n_views=32).double()
+    look = module.look(batch := make_batch(3, 32))
+    learned = module.inner_loop(batch, look, module.start_state(3))
+    length = (learned.raw - look.raw).norm(dim=-1)
+    torch.testing.assert_close(length[~look.original], torch.full_like(length[~look.original], 0.3))
+    assert (length[look.original] == 0).all() or augmentation == "random_step"
+    # whatever its parameters, the original is the model's own view 0
+    pixels = module.selected_pixels(batch, look, learned.raw)
+    for row in range(3):
+        for place in look.original[row].nonzero().flatten():
+            torch.testing.assert_close(pixels[row, place], batch.image[row].double())
+
+
+def test_fixed_views_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make(folder, augmentation="fixed")
+    passes = []
+    encode = module.clip.encode_image
+    monkeypatch.setattr(module.clip, "encode_image", lambda images: passes.append(len(images)) or encode(images))
+    module.process(make_batch(2, 32))
+    assert passes == [24]
+
+
+def test_averaged_control_needs_no_tuning(folder: Path) -> None:
+    batch = make_batch(2, 32)
+    tuned, untuned = make(folder).process(batch), make(folder, outer_steps=0, augmentation="fixed").process(batch)
+    torch.testing.assert_close(tuned.averaged_log_probs, untuned.averaged_log_probs)
+    torch.testing.assert_close(untuned.log_probs, untuned.averaged_log_probs)
+    torch.testing.assert_close(tuned.zero_shot_log_probs, untuned.zero_shot_log_probs)
+
+
+def test_online_augmentation_carries_views_over(folder: Path) -> None:
+    module = make(folder, augmentation="online")
+    batch = make_batch(2, 32)
+    first, second = batch.select([0]), batch.select([1])
+    module.process(first)
+    after = module.process(second)
+    module.start_run()
+    fresh = module.process(second)
+    assert not torch.equal(after.log_probs, fresh.log_probs)
+    torch.testing.assert_close(fresh.log_probs, make(folder).process(second).log_probs)
+    with pytest.raises(ValueError, match=r"index order; 0 came after 1"):
+        module.process(first)
+    module.start_run()
+    with pytest.raises(ValueError, match=r"batch_size 1, not 2"):
+        module.process(batch)
+
+
+def test_a_loss_that_is_not_finite_keeps_zero_shot(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make(folder)
+    batch = make_batch(3, 32)
+    expected = module.process(batch)
+    warp = module.warp
+
+    def broken(batch, raw, flip):
+        views = warp(batch, raw, flip).clone()
+        views[batch.index == 1] = torch.nan
+        return views
+
+    monkeypatch.setattr(module, "warp", broken)
+    result = module.process(batch)
+    assert result.status == ["ok", "kept_zero_shot", "ok"]
+    assert "not finite" in result.reason[1]
+    torch.testing.assert_close(result.log_probs[1], expected.zero_shot_log_probs[1])
+    torch.testing.assert_close(result.log_probs[[0, 2]], expected.log_probs[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inner_loss": "entrpy"}, "inner_loss is 'entrpy'.*did you mean 'entropy'"),
+        ({"inner_loss": {}}, "inner_loss is empty"),
+        ({"inner_loss": "adversarial"}, "adversarial without anchor"),
+        ({"outer_loss": {"anchor": 1.0}}, "outer_loss is 'anchor'; expected one of consistency"),
+        ({"inner_optimizer": "adamw"}, "inner_optimizer is 'adamw'; expected one of normalised_sgd, sgd, adam"),
+        ({"inner_optimizer": "adam", "order": "second"}, "adam cannot be differentiated"),
+        ({"schedule": "joint", "order": "second"}, "use order first"),
+        ({"schedule": "joint", "augmentation": "random_step"}, "no inner loop"),
+        ({"selection": 0.0}, "selection is 0.0; expected a number above 0 to 1"),
+        ({"n_views": 0}, "n_views is 0"),
+        ({"outer_lr_relative": None}, "both null"),
+        ({"outer_lr": -1.0}, "outer_lr is -1"),
+        ({"augmentation": "offline"}, "augmentation is 'offline'"),
+        ({"template": "ensemble"}, "tunes the words of one template"),
+        ({"template": "{} in a photo"}, "nothing to tune"),
+        ({"class_names": []}, "class_names is empty"),
+    ],
+)
+def test_options_that_do_not_work_are_named(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(folder, **options)
+
+
+def test_given_views_cannot_move(folder: Path) -> None:
+    with pytest.raises(ValueError, match="use augmentation fixed, not episodic"):
+        make(folder).adapt_views(torch.rand(1, 4, 3, 32, 32))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident memory from /proc")
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_memory_does_not_grow(folder: Path, order: str) -> None:
+    module = make(folder, order=order, n_views=4, outer_steps=1, class_names=NAMES[:2])
+    batch = make_batch(1, 32)
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+    for _ in range(50):
+        module.process(batch)
+    before = resident()
+    for _ in range(450):
+        module.process(batch)
+    assert resident() - before < 20

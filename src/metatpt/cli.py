@@ -22,7 +22,7 @@ from metatpt.callbacks import AdaptationProgressBar, ResetPrompts, RunRecord
 from metatpt.cli_checkpoint import differences, read_options
 from metatpt.cli_classes import BASES, option_types, options_at
 from metatpt.cli_errors import RunError, UsageError, did_you_mean, explain, is_check, nearest, root_cause
-from metatpt.cli_help import COMMANDS, class_help, command_help, main_help, trainer_help
+from metatpt.cli_help import COMMANDS, class_help, command_help, main_help, option_help, trainer_help
 from metatpt.cli_request import Request, read_request, split_options
 from metatpt.cli_run import (
     SaveConfig,
@@ -210,7 +210,8 @@ class MetaTPTCLI(LightningCLI):
             RunRecord(self.folder),
             SaveConfig(self.folder, self._text),
         ]
-        if options.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in theirs):
+        wanted = options.enable_progress_bar is not False and not options.barebones
+        if wanted and not any(isinstance(each, ProgressBar) for each in theirs):
             ours.append(AdaptationProgressBar())
         root = options.default_root_dir or str(self.folder)  # what Lightning writes lies in the run folder too
         trainer: Trainer = self.trainer_class(
@@ -259,6 +260,8 @@ def main(args: list[str] | None = None) -> int:
             return _report(error, 2)
         except RunError as error:
             return _report(error, 1)
+        except SystemExit as end:  # of jsonargparse's helps, and of Lightning where a run was interrupted
+            return end.code if isinstance(end.code, int) else 0
         except KeyboardInterrupt:
             return _report("interrupted", 130)
 
@@ -289,6 +292,11 @@ def _main(arguments: list[str]) -> int:
         print(trainer_help())
         return 0
     request = read_request(command, rest)
+    for key in flags:
+        section, _, option = key.removesuffix(".help").partition(".")
+        if key.endswith(".help") and section in BASES:
+            print(option_help(section, request.classes[section], option))
+            return 0
     keep_loggers_in_run_folder(request)
     if "print_config" in flags:
         request.options = [(key, value) for key, value in request.options if key != "print_config"]

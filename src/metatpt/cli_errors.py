@@ -91,7 +91,7 @@ def _expected(error: str) -> str:
 
 
 def _hint(value: str, kind: Any) -> str:
-    names = [name for part in _parts(kind) for name in _names(part)]
+    names = [name for part in parts(kind) for name in _names(part)]
     close = nearest(value, names)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
@@ -106,7 +106,7 @@ def words(kind: Any) -> str:
     """
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     texts = []
-    for part in _parts(kind):
+    for part in parts(kind):
         if get_origin(part) is Literal:
             texts += [str(value) for value in get_args(part)]
         elif part in plain:
@@ -125,9 +125,10 @@ def words(kind: Any) -> str:
     return " or ".join(filter(None, [", ".join(texts[:-1]), texts[-1]])) if texts else "something else"
 
 
-def _parts(kind: Any) -> list[Any]:
+def parts(kind: Any) -> list[Any]:
+    """The members of a union; another type is its only one."""
     if get_origin(kind) in (Union, types.UnionType):
-        return [part for member in get_args(kind) for part in _parts(member)]
+        return [part for member in get_args(kind) for part in parts(member)]
     return [] if kind is None else [kind]
 
 

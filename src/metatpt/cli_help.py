@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import re
 import textwrap
@@ -10,8 +11,8 @@ import textwrap
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
-from metatpt.cli_classes import class_path, find_class, known_classes
-from metatpt.cli_errors import UsageError
+from metatpt.cli_classes import class_path, find_class, known_classes, option_types
+from metatpt.cli_errors import UsageError, parts
 from metatpt.cli_request import shipped_configs
 
 COMMANDS = {
@@ -98,13 +99,25 @@ def class_help(section: str, name: str) -> str:
     return f"{class_path(cls)}\n\n{_plain(text)}\n\n{_options(cls, section)}"
 
 
+def option_help(section: str, cls: type, option: str) -> str:
+    """``--model.bounds.help``: the options of an option that is a group of them.
+
+    Raises:
+        UsageError: It is not.
+    """
+    for each in parts(option_types(cls).get(option)):
+        if dataclasses.is_dataclass(each) and isinstance(each, type):
+            return f"{_plain(_documentation(each).splitlines()[0])}\n\n{_options(each, f'{section}.{option}')}"
+    raise UsageError(f"--{section}.{option}.help: it is one value, which metatpt test --{section}.help explains.")
+
+
 def trainer_help() -> str:
     """``--trainer.help``: the options of Lightning's Trainer."""
     return _options(Trainer, "trainer")
 
 
 def _options(cls: type, section: str) -> str:
-    parser = ArgumentParser(usage=argparse.SUPPRESS, add_help=False, default_meta=False)
+    parser = ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
     skip = {"class_names"} if section == "model" else set()  # given by the data
     parser.add_class_arguments(cls, section, fail_untyped=False, skip=skip, sub_configs=False)
     lines = parser.format_help().strip().splitlines()

@@ -151,7 +151,7 @@ def _read_file(request: Request, file: Path, given: bool) -> None:
                 _add_section(request, section, value, file.parent, str(file))
             elif isinstance(value, dict) and isinstance(request.config.get(section), dict):
                 request.config[section] |= value
-            else:
+            elif value is not None:
                 request.config[section] = value
         check_sections(request.config, str(file))
     except UsageError as error:
@@ -217,15 +217,20 @@ def _add_section(request: Request, section: str, value: Any, folder: Path, sourc
 
 def _load(file: Path) -> Any:
     try:
-        return get_loader("yaml")(quote_class_names(file.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{file}{place}: no YAML: {getattr(error, 'problem', None) or error}.") from error
+        return _parse(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}") from error
 
 
 def structure(value: str) -> Any:
     """A value on the command line: a mapping if it is written as one."""
-    return get_loader("yaml")(quote_class_names(value)) if value.lstrip().startswith("{") else value
+    return _parse(value, value) if value.lstrip().startswith("{") else value
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return get_loader("yaml")(quote_class_names(text))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{source}{place}: no YAML: {getattr(error, 'problem', None) or error}.") from error

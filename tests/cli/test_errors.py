@@ -84,6 +84,7 @@ TYPED = {
     "test -c trainer.yaml": ["trainer.devises in trainer.yaml", "--trainer.devices"],
     "test -c names.yaml": ["model.class_names in names.yaml", "--data.class_names"],
     "test --model nowhere.yaml": ["--model", "there is no file nowhere.yaml"],
+    "test --model {class_path:": ["{class_path:, line", "no YAML"],
     "test --ckpt_path nowhere.ckpt": ["--ckpt_path nowhere.ckpt", "there is no such file"],
     "test --ckpt_path list.yaml": ["--ckpt_path list.yaml", "not a checkpoint"],
 }
@@ -229,6 +230,9 @@ def test_help(metatpt: CommandLine):
     assert "`" not in text
     assert "--data.domain" in metatpt("test", "--data", "PACSDataModule", "--data.help").out
     assert "--trainer.devices" in metatpt("test", "--trainer.help").out
+    assert "--trainer.logger.save_dir" in metatpt("test", "--trainer.logger.help", "CSVLogger").out
+    assert "--model.bounds.rotation" in metatpt("test", "--model.bounds.help").out
+    assert metatpt("test", "--model.n_views.help").status == 2
     assert "Did you mean TPTModule" in metatpt("test", "--model.help", "TPTModul").message
 
 
@@ -238,8 +242,10 @@ def test_version(metatpt: CommandLine):
     assert metatpt("--version").out == f"metatpt {package.__version__}\n"
 
 
-def test_status_reaches_the_shell(metatpt: CommandLine, monkeypatch: pytest.MonkeyPatch):
+def test_status_reaches_the_shell(monkeypatch: pytest.MonkeyPatch):
+    import metatpt as package
+
     monkeypatch.setattr(sys, "argv", ["metatpt", "tset"])
     with pytest.raises(SystemExit) as exit_:
-        runpy.run_module("metatpt", run_name="__main__")
+        runpy.run_path(str(Path(package.__file__).with_name("__main__.py")), run_name="__main__")
     assert exit_.value.code == 2

@@ -94,6 +94,11 @@ def test_files_add_up_and_the_last_wins(metatpt: CommandLine):
     assert config["model"] == metatpt.config("--model", "MetaTPTModule")["model"]
 
 
+def test_a_section_with_nothing_in_it_says_nothing(metatpt: CommandLine):
+    Path("a.yaml").write_text("trainer:\nreset:\nseed_everything:\n")
+    assert metatpt.config("-c", "default", "-c", "a.yaml") == metatpt.config()
+
+
 def test_a_section_in_a_file_of_its_own(metatpt: CommandLine):
     Path("sub").mkdir()
     write("sub/model.yaml", class_path="TPTModule", init_args={"n_views": 7})

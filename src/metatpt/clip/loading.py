@@ -127,11 +127,11 @@ def _create(name: str, pretrained: str | None) -> nn.Module:
         ) from error
     except (SafetensorError, EOFError) as error:
         raise ValueError(f"{pretrained or name} is no whole file of weights: {error}") from error
-    except (RuntimeError, OSError, KeyError, AttributeError, ValueError) as error:
+    except (RuntimeError, OSError, KeyError, AttributeError, ValueError, AssertionError) as error:
         first = " ".join(str(error).split())[:600]
         if "TorchScript" in first:
             hint = "it is a TorchScript archive, which can hold code: use the tag `openai`, or its state dict"
-        elif "input_resolution" in first or "size mismatch" in first or "Missing key" in first:
+        elif "input_resolution" in first or "size mismatch" in first or "Missing key" in first or "changed" in first:
             hint = f"the weights are of another architecture than {name}: check --model.clip"
         else:
             hint = (

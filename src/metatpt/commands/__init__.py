@@ -1,1 +1,1 @@
-
+"""The commands that need no Trainer: one typed function a file."""

@@ -331,8 +331,12 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
 
 
 def _settle(result: Adaptation) -> Adaptation:
-    """Give every sample a status; one that is not finite keeps its zero-shot prediction."""
+    """Give every sample a status; one that is not finite keeps its zero-shot prediction. All figures are float32."""
     size = len(result.log_probs)
+    result.log_probs, result.zero_shot_log_probs = result.log_probs.float(), result.zero_shot_log_probs.float()
+    if result.averaged_log_probs is not None:
+        result.averaged_log_probs = result.averaged_log_probs.float()
+    result.diagnostics = {name: values.detach().float() for name, values in result.diagnostics.items()}
     result.status, result.reason = result.status or ["ok"] * size, result.reason or [""] * size
     broken = result.log_probs.isnan().any(-1)
     blind = result.zero_shot_log_probs.isnan().any(-1)

@@ -30,7 +30,9 @@ class ResetPrompts(Callback):
 
     def _start_run(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not isinstance(pl_module, AdaptationModule):
-            raise TypeError(f"ResetPrompts resets an AdaptationModule of metatpt.modules, not {type(pl_module).__name__}")
+            raise TypeError(
+                f"ResetPrompts resets an AdaptationModule of metatpt.modules, not {type(pl_module).__name__}"
+            )
         pl_module.start_run()
         if self.policy == "online" and pl_module.tunes:
             _log.info("policy online: the prompt is carried over from sample to sample; results depend on their order")

@@ -27,9 +27,7 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "view_average", "tpt", "metatpt"])
-def test_paths_pictures_and_tensors_are_the_same(
-    tiny_clip_folder: Path, pictures: list[Path], method: str
-) -> None:
+def test_paths_pictures_and_tensors_are_the_same(tiny_clip_folder: Path, pictures: list[Path], method: str) -> None:
     options = {} if method == "zero_shot" else {"n_views": 4}
     classify = Classifier(NAMES, clip=str(tiny_clip_folder), method=method, **options)
     by_path = classify(pictures)
@@ -69,11 +67,16 @@ def test_a_bias_on_the_logits_changes_no_probability(tmp_path: Path, pictures: l
     folder = save_folder(kind, tmp_path / "clip")
     names = ["cat", "ox"]
     classify = Classifier(names, clip=str(folder), method="zero_shot")
-    model = classify.module.clip.model
-    images = torch.stack([classify._batch([file], 0).image[0] for file in pictures])
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (classify.module.preprocessing.mean, classify.module.preprocessing.std))
-    logits, _ = model.get_logits((images - mean) / std, classify.module.clip.tokenizer([f"a photo of a {n}." for n in names]))
-    torch.testing.assert_close(classify(pictures).probabilities, logits.softmax(-1), atol=1e-6, rtol=0)
+    clip = classify.module.clip
+    found = classify(pictures).probabilities
+    model = clip.model.double()  # the reference in double precision
+    images = torch.stack([classify._batch([file], 0).image[0] for file in pictures]).double()
+    mean, std = (
+        torch.tensor(each, dtype=torch.float64).view(3, 1, 1)
+        for each in (clip.preprocessing.mean, clip.preprocessing.std)
+    )
+    logits, _ = model.get_logits((images - mean) / std, clip.tokenizer([f"a photo of a {name}." for name in names]))
+    torch.testing.assert_close(found, logits.softmax(-1).float(), atol=1e-6, rtol=0)
 
 
 def test_equal_prompts_tie_to_the_last_bit(tiny_clip_folder: Path, pictures: list[Path]) -> None:

@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,10 +56,10 @@ SHIFT_NAMES = ("none", "rotation", "scale", "position", "clutter", "blur", "nois
 Split = Literal["train", "val", "test"]
 SPLIT_SEEDS: dict[Split, int] = {"train": 101, "val": 202, "test": 303}
 
-_SCALE = (0.75, 0.58, 0.45, 0.35, 0.27)  # factor on the object's size
+_SCALE = (0.82, 0.7, 0.6, 0.5, 0.4)  # factor on the object's size
 _POSITION = (0.10, 0.16, 0.22, 0.28, 0.34)  # distance of the object from the centre / side
-_CLUTTER = (2, 4, 7, 11, 16)  # number of small objects
-_OUTLINE = (0.5, 0.25, 0.1, 0.04, 0.0)  # how much of the filling is left
+_CLUTTER = (3, 6, 10, 15, 22)  # number of small objects
+_OUTLINE = (0.5, 0.4, 0.3, 0.15, 0.0)  # how much of the filling is left
 _HUE_SATURATION_VALUE = {
     "red": (0.0, 0.9, 0.85),
     "yellow": (0.145, 0.9, 0.95),
@@ -231,20 +231,20 @@ class ShiftedShapes(Dataset[tuple[Image.Image, int]]):
 
 
 def _piece_of_clutter(scene: Scene, generator: np.random.Generator) -> Scene:
-    """A small object of any kind, at most half over the main one."""
+    """A small object of any kind, near or partly over the main one, whose middle stays free."""
     combination = COMBINATIONS[int(generator.integers(len(COMBINATIONS)))]
     piece = clean_scene(combination, generator)
-    direction, distance = generator.uniform(0, 2 * math.pi), generator.uniform(0.75, 1.6) * scene.radius
+    direction, distance = generator.uniform(0, 2 * math.pi), generator.uniform(0.5, 1.5) * scene.radius
     return replace(
         piece,
         x=scene.x + distance * math.cos(direction),
         y=scene.y + distance * math.sin(direction),
-        radius=scene.radius * generator.uniform(0.18, 0.34),
+        radius=scene.radius * generator.uniform(0.22, 0.42),
         tilt=generator.uniform(-math.pi, math.pi),
     )
 
 
-def _draw_object(pixels: NDArray[np.float32], scene: Scene) -> None:
+def _draw_object(pixels: NDArray[np.floating[Any]], scene: Scene) -> None:
     """Draws the object over ``[size, size, 3]`` pixels in [0, 1]."""
     texture, color, shape = scene.combination
     size = len(pixels)
@@ -277,18 +277,18 @@ def _draw_object(pixels: NDArray[np.float32], scene: Scene) -> None:
         region += _coverage(outline) * (first_color - region)
 
 
-def _averaged(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def _averaged(pixels: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Means over 2 x 2 pixels (of slices: many times faster than ``mean`` over short axes)."""
     odd, even = pixels[1::2], pixels[::2]
     return 0.25 * (odd[:, ::2] + odd[:, 1::2] + even[:, ::2] + even[:, 1::2])
 
 
-def _coverage(mask: Image.Image) -> NDArray[np.float32]:
+def _coverage(mask: Image.Image) -> NDArray[np.floating[Any]]:
     """``[H, W, 1]`` in [0, 1]."""
     return np.asarray(mask, np.float32)[:, :, None] / 255
 
 
-def _two_colors(name: str, hue: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _two_colors(name: str, hue: float) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
     """The two colours of an object: its own, and a light one of the same hue for its texture."""
     base, saturation, value = _HUE_SATURATION_VALUE[name]
     own = colorsys.hsv_to_rgb((base + hue) % 1.0, saturation, value)
@@ -296,7 +296,7 @@ def _two_colors(name: str, hue: float) -> tuple[NDArray[np.float32], NDArray[np.
     return np.asarray(own, np.float32), np.asarray(light, np.float32)
 
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]
 
 _PERIOD = 0.5  # of textures, in radii
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,10 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 _ROTATION = (12.0, 24.0, 36.0, 50.0, 70.0)  # degrees
 _ZOOM_OUT = (0.8, 0.65, 0.5, 0.4, 0.3)  # side of the picture in its frame
-_BLUR = (0.012, 0.02, 0.03, 0.042, 0.056)  # sigma / shorter side
-_NOISE = (0.12, 0.22, 0.34, 0.48, 0.65)  # sigma, for pixels in [0, 1]
+_BLUR = (0.02, 0.035, 0.05, 0.07, 0.1)  # sigma / shorter side
+_NOISE = (0.3, 0.5, 0.75, 1.0, 1.4)  # sigma, for pixels in [0, 1]
 _COLOR_CAST = (0.2, 0.35, 0.5, 0.65, 0.8)  # how much of the light's two other colours is missing
-_DARKNESS = (0.5, 0.3, 0.18, 0.11, 0.07)  # factor on pixels
+_DARKNESS = (0.55, 0.45, 0.37, 0.3, 0.2)  # factor on pixels
 
 _GRAINS = 128  # grains of noise along the shorter side: those of a photograph's pixels would average out
 
@@ -113,13 +114,13 @@ def zoom_out(picture: Image.Image, severity: int, generator: np.random.Generator
 
 
 def blur(picture: Image.Image, severity: int, generator: np.random.Generator) -> Image.Image:
-    """Gaussian blur, sigma 1.2, 2, 3, 4.2 or 5.6 % of the shorter side (drawn within 10 % of that)."""
+    """Gaussian blur, sigma 2, 3.5, 5, 7 or 10 % of the shorter side (drawn within 10 % of that)."""
     sigma = _BLUR[check_severity(severity) - 1] * min(picture.size) * generator.uniform(0.9, 1.1)
     return picture.convert("RGB").filter(ImageFilter.GaussianBlur(sigma))
 
 
 def noise(picture: Image.Image, severity: int, generator: np.random.Generator) -> Image.Image:
-    """Gaussian noise, sigma 0.12, 0.22, 0.34, 0.48 or 0.65 of the range, independent per grain and channel.
+    """Gaussian noise, sigma 0.3, 0.5, 0.75, 1 or 1.4 of the range, independent per grain and channel.
 
     A grain is a pixel, or in larger pictures 1/128 of the shorter side.
     """
@@ -142,7 +143,7 @@ def color_cast(picture: Image.Image, severity: int, generator: np.random.Generat
 
 
 def darkness(picture: Image.Image, severity: int, generator: np.random.Generator) -> Image.Image:
-    """Underexposed: pixels times 0.5, 0.3, 0.18, 0.11 or 0.07 (drawn within 10 % of that), and slight sensor noise."""
+    """Underexposed: pixels times 0.55, 0.45, 0.37, 0.3 or 0.2 (drawn within 10 % of that), and slight sensor noise."""
     factor = _DARKNESS[check_severity(severity) - 1] * generator.uniform(0.9, 1.1)
     pixels = _pixels(picture)
     return _picture(pixels * factor + 0.01 * generator.standard_normal(pixels.shape, dtype=np.float32))
@@ -158,12 +159,12 @@ SHIFTS: dict[str, Shift] = {
 }
 
 
-def _pixels(picture: Image.Image) -> NDArray[np.float32]:
+def _pixels(picture: Image.Image) -> NDArray[np.floating[Any]]:
     """``[H, W, 3]`` in [0, 1]."""
     return np.asarray(picture.convert("RGB"), np.float32) / 255
 
 
-def _picture(pixels: NDArray[np.float32]) -> Image.Image:
+def _picture(pixels: NDArray[np.floating[Any]]) -> Image.Image:
     """The picture of ``[H, W, 3]`` pixels, clipped to [0, 1]."""
     return Image.fromarray((np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8))
 

@@ -52,9 +52,7 @@ def test_order_changes_no_episodic_prediction(tiny_clip_folder: Path, kind: type
     torch.testing.assert_close(direct, torch.stack([forward[i] for i in range(5)]), atol=1e-5, rtol=0)
 
 
-def test_online_goes_on_from_the_last_sample(
-    tiny_clip_folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_online_goes_on_from_the_last_sample(tiny_clip_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     module = TPTModule(clip=str(tiny_clip_folder), **OPTIONS)
     batch = make_batch(3, 32)
     singles = [batch.select([row]) for row in range(3)]
@@ -85,8 +83,9 @@ def test_online_takes_one_sample_at_a_time_in_order(tiny_clip_folder: Path) -> N
 def test_a_forgotten_reset_is_an_error(tiny_clip_folder: Path, step: str) -> None:
     module = MetaTPTModule(clip=str(tiny_clip_folder), **OPTIONS)
     with pytest.raises(RuntimeError, match=r"add metatpt.callbacks.ResetPrompts\(\)"):
-        getattr(trainer(), step)(module, loader([make_batch(1, 32)]), verbose=False) if step != "predict" else trainer(
-        ).predict(module, loader([make_batch(1, 32)]))
+        getattr(trainer(), step)(
+            module, loader([make_batch(1, 32)]), verbose=False
+        ) if step != "predict" else trainer().predict(module, loader([make_batch(1, 32)]))
     # nothing to reset, nothing to forget
     zero_shot = ZeroShotModule(clip=str(tiny_clip_folder), class_names=NAMES)
     assert trainer().predict(zero_shot, loader([make_batch(1, 32)]))

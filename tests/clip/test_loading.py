@@ -32,7 +32,9 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> str:
 def add_tags(monkeypatch: pytest.MonkeyPatch, name: str, tags: dict[str, dict]) -> None:
     from open_clip import pretrained
 
-    monkeypatch.setitem(pretrained._PRETRAINED, name, {tag: {"url": "", "hf_hub": "", **cfg} for tag, cfg in tags.items()})
+    monkeypatch.setitem(
+        pretrained._PRETRAINED, name, {tag: {"url": "", "hf_hub": "", **cfg} for tag, cfg in tags.items()}
+    )
 
 
 def weights(folder: Path, suffix: str = ".safetensors") -> Path:
@@ -87,7 +89,9 @@ def test_unknown_names() -> None:
         load_clip("ViT-B-23", "openai")
     with pytest.raises(ValueError, match=r"did you mean builtin"):
         load_clip("buildin")
-    with pytest.raises(ValueError, match=r"'opena' is neither a tag of ViT-B-32-quickgelu nor a file; did you mean openai"):
+    with pytest.raises(
+        ValueError, match=r"'opena' is neither a tag of ViT-B-32-quickgelu nor a file; did you mean openai"
+    ):
         load_clip("ViT-B-32-quickgelu", "opena")
     with pytest.raises(ValueError, match=r"needs weights: --model.pretrained .*laion2b_s34b_b79k"):
         load_clip("ViT-B-32")
@@ -98,11 +102,15 @@ def test_unknown_names() -> None:
 
 
 def test_activation_of_the_weights() -> None:
-    with pytest.raises(ValueError, match=r"ViT-B-32 has GELU, but the tag 'openai' .* use --model.clip ViT-B-32-quickgelu"):
+    with pytest.raises(
+        ValueError, match=r"ViT-B-32 has GELU, but the tag 'openai' .* use --model.clip ViT-B-32-quickgelu"
+    ):
         load_clip("ViT-B-32", "openai")
     from metatpt.clip.loading import _check_activation
 
-    with pytest.raises(ValueError, match=r"has QuickGELU, but a file was trained with GELU.* use --model.clip ViT-B-32$"):
+    with pytest.raises(
+        ValueError, match=r"has QuickGELU, but a file was trained with GELU.* use --model.clip ViT-B-32$"
+    ):
         _check_activation("ViT-B-32-quickgelu", {"quick_gelu": True}, {}, "a file")
 
 
@@ -132,8 +140,9 @@ def test_file_without_tags_asks_and_takes_a_config_beside_it(registered: str, tm
 
 
 def test_siglip_from_a_file_has_its_own_preprocessing() -> None:
-    from metatpt.clip.loading import _shared_preprocessing
     from open_clip.pretrained import list_pretrained_tags_by_model
+
+    from metatpt.clip.loading import _shared_preprocessing
 
     name = "ViT-B-16-SigLIP"
     found = _shared_preprocessing(name, list_pretrained_tags_by_model(name), Path("weights.safetensors"))

@@ -55,7 +55,9 @@ def test_tuned_context_and_its_gradient(kind: str, memory: int) -> None:
     clip.memory = memory * 2**20  # 0: every prompt is a chunk of its own, recomputed in the backward pass
     tokens = clip.tokenize("a photo of a {}.", NAMES)
     torch.manual_seed(1)
-    context = clip.embed_context(tokens)[None] + 0.1 * torch.randn(2, tokens.n_context, CONFIGS[kind]["text_cfg"]["width"])
+    context = clip.embed_context(tokens)[None] + 0.1 * torch.randn(
+        2, tokens.n_context, CONFIGS[kind]["text_cfg"]["width"]
+    )
     context.requires_grad_()
     weight = torch.randn(2, len(NAMES), 24)
     expected = plain_features(clip, tokens, context)
@@ -82,7 +84,9 @@ def test_packing_computes_each_token_once() -> None:
     assert isinstance(layout, PackedPrompts)
     assert layout.prefix == 5
     counted = []
-    handle = clip.model.transformer.resblocks[0].mlp.register_forward_hook(lambda m, a, out: counted.append(out.shape[1]))
+    handle = clip.model.transformer.resblocks[0].mlp.register_forward_hook(
+        lambda m, a, out: counted.append(out.shape[1])
+    )
     clip.encode_prompts(layout)
     handle.remove()
     assert sum(counted) == 5 + sum(layout.tail)

@@ -35,7 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     open_clip.CLIP(**cfg).load_state_dict(state)
     path = tmp_path_factory.mktemp("golden")
     save_file(state, path / "open_clip_model.safetensors")
-    preprocess = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "interpolation": "bicubic", "resize_mode": "shortest"}
+    preprocess = {
+        "mean": [0.0, 0.0, 0.0],
+        "std": [1.0, 1.0, 1.0],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
     (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": preprocess}))
     return path
 
@@ -94,7 +99,7 @@ def test_tpt(
     for part in [slice(0, 4)] if together else [slice(i, i + 1) for i in range(4)]:
         look = module.look_at(views[part])
         torch.testing.assert_close(
-            look.log_probs, golden["initial_logits_all_views"][part].log_softmax(-1), atol=1e-3, rtol=0
+            look.log_probs.float(), golden["initial_logits_all_views"][part].log_softmax(-1), atol=1e-3, rtol=0
         )
         assert look.chosen.sort().values.tolist() == golden["selected_idx"][part].sort().values.tolist()
         result = module.adapt_views(views[part])
@@ -102,8 +107,12 @@ def test_tpt(
         context = module._final["context"]
         torch.testing.assert_close(context, golden["ctx_after"][part], atol=1e-5 if steps > 1 else 1e-6, rtol=0)
         torch.testing.assert_close(result.log_probs, golden["final_logits"][part].log_softmax(-1), atol=atol, rtol=0)
-        torch.testing.assert_close(result.diagnostics["first_loss"], golden["losses"][part, 0], atol=1e-4, rtol=0)
-        torch.testing.assert_close(result.diagnostics["last_loss"], golden["losses"][part, -1], atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            result.diagnostics["first_loss"].float(), golden["losses"][part, 0], atol=1e-4, rtol=0
+        )
+        torch.testing.assert_close(
+            result.diagnostics["last_loss"].float(), golden["losses"][part, -1], atol=1e-4, rtol=0
+        )
 
 
 def test_views_that_average_are_the_confident_ones(folder: Path, views: Tensor) -> None:

@@ -105,7 +105,9 @@ def test_second_order_gradient_agrees_with_finite_differences(
 ) -> None:
     if kind != "openai_vit" and options:
         pytest.skip("the options do not depend on the tower")
-    module = make(save_folder(kind, tmp_path), order="second", schedule="nested", class_names=NAMES[:2], n_views=8, **options)
+    module = make(
+        save_folder(kind, tmp_path), order="second", schedule="nested", class_names=NAMES[:2], n_views=8, **options
+    )
     module.double()
     batch = make_batch(2, module.preprocessing.size)
     loss, context = outer_loss(module, batch)

@@ -81,7 +81,9 @@ def test_whole_picture_is_not_aliased() -> None:
     ratio = 4 / 3
     whole = {3: math.log(math.sqrt(ratio)), 4: math.log(math.sqrt(ratio))}
     view = warp(canvas_of(picture, 128), matrices(whole, ratio), 64)[0, 0]
-    reference = TF.to_dtype(TF.pil_to_tensor(picture.resize((64, 64), Image.Resampling.BICUBIC)), torch.float32, scale=True)
+    reference = TF.to_dtype(
+        TF.pil_to_tensor(picture.resize((64, 64), Image.Resampling.BICUBIC)), torch.float32, scale=True
+    )
     assert view.std() < 0.02
     assert abs(view.mean() - reference.mean()) < 0.02
 
@@ -90,7 +92,9 @@ def test_warp_equals_a_plain_loop() -> None:
     torch.manual_seed(0)
     canvas = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     theta = affine(
-        bounded(torch.randn(2, 3, 6, dtype=torch.float64), ViewBounds()), torch.rand(2, 3) < 0.5, torch.tensor([1.4, 0.8])
+        bounded(torch.randn(2, 3, 6, dtype=torch.float64), ViewBounds()),
+        torch.rand(2, 3) < 0.5,
+        torch.tensor([1.4, 0.8]),
     )
     views = warp(canvas, theta, 5, "border")
     for b, v, row, column in [(0, 0, 0, 0), (1, 2, 4, 3), (0, 1, 2, 2), (1, 0, 3, 0)]:
@@ -130,7 +134,9 @@ def test_starts_lie_within_their_bounds(init: str, aspect: float) -> None:
 def test_crops_are_torchvisions() -> None:
     # The same boxes, by both codes' own random numbers: compare the distributions.
     width, height, n = 300, 200, 4000
-    raw, _ = sample_views("crop", ViewBounds(translation=10, log_scale=20, stretch=10), n, torch.tensor([1.5]), [0], seed=0)
+    raw, _ = sample_views(
+        "crop", ViewBounds(translation=10, log_scale=20, stretch=10), n, torch.tensor([1.5]), [0], seed=0
+    )
     parameters = bounded(raw, ViewBounds(translation=10, log_scale=20, stretch=10))[0]
     side = parameters[:, 3].exp() * height  # frame: the shorter side
     w, h = side * parameters[:, 4].exp(), side * (-parameters[:, 4]).exp()

@@ -105,9 +105,7 @@ def _load_named(name: str, given: str, pretrained: str | None, memory: int) -> F
         return _finish(name, pretrained, _create(name, pretrained), name, memory)
     file = Path(pretrained).expanduser()
     if not file.is_file():
-        raise ValueError(
-            f"{pretrained!r} is neither a tag of {name} nor a file; {_nearest(pretrained, tags)}"
-        )
+        raise ValueError(f"{pretrained!r} is neither a tag of {name} nor a file; {_nearest(pretrained, tags)}")
     beside = file.parent / _CONFIG
     config = _read_config(beside) if beside.is_file() else {}
     if config:
@@ -119,7 +117,8 @@ def _load_named(name: str, given: str, pretrained: str | None, memory: int) -> F
 
 def _create(name: str, pretrained: str | None) -> nn.Module:
     try:
-        return open_clip.create_model(name, pretrained, require_pretrained=True, weights_only=True)
+        model: nn.Module = open_clip.create_model(name, pretrained, require_pretrained=True, weights_only=True)
+        return model
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{pretrained or name} holds more than tensors and is not loaded, since that may run code; save its state "
@@ -187,8 +186,8 @@ def _preprocessing(config: Mapping[str, Any], model: Any) -> Preprocessing:
         size=int(height),
         mean=mean,
         std=std,
-        interpolation=config.get("interpolation") or defaults.interpolation,  # type: ignore[arg-type]
-        resize_mode=config.get("resize_mode") or defaults.resize_mode,  # type: ignore[arg-type]
+        interpolation=config.get("interpolation") or defaults.interpolation,
+        resize_mode=config.get("resize_mode") or defaults.resize_mode,
         fill_color=int(config.get("fill_color") or 0),
     )
 

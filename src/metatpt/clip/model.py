@@ -128,8 +128,8 @@ class FrozenCLIP(nn.Module):
         # No buffers: Lightning's "-true" precisions would round them.
         key = (images.device, images.dtype)
         if key not in self._normalisation:
-            mean, std = (images.new_tensor(each).view(3, 1, 1) for each in (self.preprocessing.mean, self.preprocessing.std))
-            self._normalisation[key] = (mean, std)
+            mean, std = self.preprocessing.mean, self.preprocessing.std
+            self._normalisation[key] = images.new_tensor(mean).view(3, 1, 1), images.new_tensor(std).view(3, 1, 1)
         return self._normalisation[key]
 
     def _pictures_per_chunk(self, images: Tensor, graph: bool) -> int:

@@ -50,8 +50,8 @@ class PackedPrompts:
         self.tokens = tokens
         ids = tokens.ids
         if getattr(self.tower, "pool_type", getattr(self.tower, "text_pool_type", None)) == "eos":
-            eos = getattr(self.tower, "eos_id", getattr(self.tower, "text_eos_id", None))
-            end = (ids == eos).int().argmax(1)
+            eos: int = getattr(self.tower, "eos_id", getattr(self.tower, "text_eos_id", -1))
+            end = ids.eq(eos).int().argmax(1)
         else:
             end = ids.argmax(1)
         self.prefix = min(tokens.start + tokens.n_context, int(end.min()))
@@ -143,9 +143,12 @@ class PackedPrompts:
             x = _finish(block, x[:, ends] if only_ends else x, attended)
         x = tower.ln_final(x)
         projection = tower.text_projection
-        if projection is None:
-            return x
-        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        if isinstance(projection, nn.Linear):
+            x = projection(x)
+        elif projection is not None:
+            x = x @ projection
+        assert isinstance(x, Tensor)
+        return x
 
 
 def _groups(lengths: Sequence[int]) -> list[tuple[int, int]]:

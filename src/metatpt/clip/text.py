@@ -82,4 +82,4 @@ def hooked_features(
             chunks.append(checkpoint(encode, rows[part], vectors, use_reentrant=False))
         else:
             chunks.append(encode(rows[part], vectors))
-    return torch.cat(chunks).unflatten(0, (batch, n_prompts))
+    return torch.cat(chunks).reshape(batch, n_prompts, -1)

@@ -62,6 +62,7 @@ class AdaptationModule(lightning.LightningModule, ABC):
         self._carried: State | None = None
         self._final: State | None = None
         self._reset = False
+        self._online = False
         self._last_index = -1
         self.configure_metrics()
 
@@ -145,11 +146,13 @@ class AdaptationModule(lightning.LightningModule, ABC):
     def start_run(self) -> None:
         """Forget all that an earlier run left."""
         self._carried = self._final = None
+        self._online = False
         self._last_index = -1
 
     def start_batch(self, carry: bool) -> None:
         """Start the samples of the next batch afresh, or from where the last one ended."""
         self._carried = self._final if carry else None
+        self._online = carry
         self._reset = True
 
     # Steps
@@ -158,7 +161,14 @@ class AdaptationModule(lightning.LightningModule, ABC):
         """Adapt the readable pictures of a batch; the others, and fillers, get a row of NaN and a reason.
 
         A sample whose adaptation is not finite keeps its zero-shot prediction.
+
+        Raises:
+            ValueError: Where one sample's state is carried over to the next: more than one sample at a time, more than
+                one device, or samples out of index order.
         """
+        what = self.carries_over()
+        if what is not None:
+            self._check_online(batch, what)
         readable = [row for row in range(len(batch)) if batch.error[row] is None and int(batch.index[row]) >= 0]
         size = len(batch)
         nothing = batch.image.new_full((size, len(self.class_names)), torch.nan, dtype=torch.float32)
@@ -216,15 +226,13 @@ class AdaptationModule(lightning.LightningModule, ABC):
                 "trainer's callbacks (the command line does), so that every sample starts from the initial prompt"
             )
         self._reset = False
-        if self._carried is not None:
-            self.check_online(batch, "ResetPrompts(policy='online')")
 
-    def check_online(self, batch: Batch, what: str) -> None:
-        """Refuse anything but one sample at a time, on one device, in index order.
+    def carries_over(self) -> str | None:
+        """The option that makes one sample depend on the ones before it, if any does."""
+        return "ResetPrompts(policy='online')" if self._online and self.tunes else None
 
-        Raises:
-            ValueError: Naming `what` carries over.
-        """
+    def _check_online(self, batch: Batch, what: str) -> None:
+        """Refuse anything but one sample at a time, on one device, in index order."""
         trainer = self._trainer
         if trainer is not None and trainer.world_size > 1:
             raise ValueError(f"{what} carries over from sample to sample; use one device, not {trainer.world_size}")

@@ -67,12 +67,13 @@ def view_steps(
     else:
         base = torch.optim.SGD(views.parameters(), lr=lr, momentum=momentum)
     # copy_initial_weights=False keeps the tape connected to the start; what is stepped is a copy all the same.
-    with higher.innerloop_ctx(
-        views, base, copy_initial_weights=False, track_higher_grads=differentiable
-    ) as (functional, fast):
+    loop = higher.innerloop_ctx(views, base, copy_initial_weights=False, track_higher_grads=differentiable)
+    with loop as (functional, fast):
+
+        def per_view(gradients: list[Tensor]) -> list[Tensor]:
+            return [normalise(each, 1) for each in gradients]
 
         def step(loss: Tensor) -> None:
-            normalised = optimizer == "normalised_sgd"
-            fast.step(loss, grad_callback=(lambda grads: [normalise(each, 1) for each in grads]) if normalised else None)
+            fast.step(loss, grad_callback=per_view if optimizer == "normalised_sgd" else None)
 
         yield ViewSteps(functional, step)

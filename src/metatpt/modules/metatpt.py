@@ -205,8 +205,6 @@ class MetaTPTModule(PromptTuningModule):
 
     def adapt(self, batch: Batch) -> Adaptation:
         """Learn each picture's views, tune its prompt on them, and predict it."""
-        if self.augmentation == "online":
-            self.check_online(batch, "augmentation 'online'")
         look = self.look(batch)
         assert look.raw is not None
         start = self.start_state(len(batch))
@@ -235,6 +233,10 @@ class MetaTPTModule(PromptTuningModule):
         state, learned, diagnostics = self.outer_loop(None, look, self.start_state(len(views)))
         self.finish_state(state)
         return self._conclude_tuned(look, learned, state, look.seen, diagnostics)
+
+    def carries_over(self) -> str | None:
+        """The option that makes one sample depend on the ones before it, if any does."""
+        return "augmentation 'online'" if self.augmentation == "online" else super().carries_over()
 
     def start_run(self) -> None:
         """Forget all that an earlier run left."""
@@ -266,7 +268,9 @@ class MetaTPTModule(PromptTuningModule):
             ]
         )
         length = (raw.detach() - look.raw).norm(dim=-1, keepdim=True)
-        return look.raw + length * (directions / directions.norm(dim=-1, keepdim=True)).to(raw)
+        unit = (directions / directions.norm(dim=-1, keepdim=True)).to(raw)
+        moved: Tensor = look.raw + length * unit
+        return moved
 
     def _encode_selected(self, batch: Batch, look: Look, raw: Tensor, state: State | None) -> Tensor:
         return self.prompt.encode(self.selected_pixels(batch, look, raw), state)

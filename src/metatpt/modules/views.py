@@ -142,9 +142,9 @@ class ViewModule(AdaptationModule):
         """An adaptation whose prediction is `log_probs` ``[B, C]``."""
         zero_shot = look.log_probs[:, 0]
         return Adaptation(
-            log_probs=log_probs,
-            zero_shot_log_probs=zero_shot,
-            averaged_log_probs=self.averaged(look),
+            log_probs=log_probs.float(),
+            zero_shot_log_probs=zero_shot.float(),
+            averaged_log_probs=self.averaged(look).float(),
             views=views if self.keep_views else None,
             diagnostics={
                 "zero_shot_entropy": entropy(zero_shot),

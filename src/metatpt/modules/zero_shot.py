@@ -17,4 +17,4 @@ class ZeroShotModule(AdaptationModule):
         """Predict the original view."""
         features = self.prompt.encode(batch.image[:, None])
         log_probs = self.log_probs(self.prompt.head(), features)[:, 0]
-        return Adaptation(log_probs, log_probs, diagnostics={"zero_shot_entropy": entropy(log_probs)})
+        return Adaptation(log_probs.float(), log_probs.float(), diagnostics={"zero_shot_entropy": entropy(log_probs)})

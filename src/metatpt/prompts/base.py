@@ -25,7 +25,7 @@ class TunedParameters(nn.ParameterDict):
             dtype = target.dtype if target.dtype == torch.float64 else torch.float32
             return tensor.to(target.device, dtype)
 
-        return super()._apply(keep_precision, recurse)
+        return super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
 
 
 class PromptLearner(nn.Module, ABC):

@@ -90,4 +90,4 @@ def affine(parameters: Tensor, flip: Tensor, aspect: Tensor) -> Tensor:
     aspect = aspect.to(parameters.dtype)[:, None]
     half_width, half_height = aspect.clamp(min=1), (1 / aspect).clamp(min=1)  # of the picture, in frame units
     rows = torch.stack([a / half_width, b / half_width, x, c / half_height, d / half_height, y], dim=-1)
-    return rows.unflatten(-1, (2, 3))
+    return rows.reshape(*rows.shape[:-1], 2, 3)

@@ -45,5 +45,5 @@ def warp(canvas: Tensor, matrices: Tensor, size: int, padding: Padding = "reflec
     grid = a * centre + b * centre[:, None] + shift  # [B, V, 2, R, R]
     # The views of a picture stand below each other in one grid, so that the canvas is not repeated.
     grid = grid.permute(0, 1, 3, 4, 2).flatten(1, 2)
-    sampled = F.grid_sample(pixels, grid, mode="bilinear", padding_mode=padding, align_corners=False)
-    return sampled.unflatten(2, (n_views, size)).transpose(1, 2)
+    sampled: Tensor = F.grid_sample(pixels, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    return sampled.reshape(len(sampled), -1, n_views, size, size).transpose(1, 2)

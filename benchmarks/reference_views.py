@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 
 import torch
+from PIL import Image
+from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, hflip, resized_crop, to_tensor
 
 from metatpt.datamodules import PACSDataModule
@@ -20,7 +22,7 @@ from metatpt.modules import TPTModule
 from metatpt.views import bounded, sample_views
 
 
-def reference_views(module: TPTModule, picture, image, raw, flip):
+def reference_views(module: TPTModule, picture: Image.Image, image: Tensor, raw: Tensor, flip: Tensor) -> Tensor:
     """View 0 and the same boxes through torchvision, ``[V, 3, R, R]``."""
     size, (width, height) = module.preprocessing.size, picture.size
     x, y, _, log_scale, stretch, _ = bounded(raw, module.bounds).double().unbind(-1)
@@ -69,10 +71,14 @@ def main() -> None:
                 right["zero-shot"].append(int(result.zero_shot_log_probs.argmax()) == label)
     cosine, agreement = torch.cat(cosines), torch.cat(agreements)
     print(f"| figure | {options.domain}, {options.samples} pictures, {options.views} views |\n|---|---|")
-    print(f"| cosine of a view's features, median (5 % quantile) | {cosine.median():.3f} ({cosine.quantile(0.05):.3f}) |")
+    print(
+        f"| cosine of a view's features, median (5 % quantile) | {cosine.median():.3f} ({cosine.quantile(0.05):.3f}) |"
+    )
     print(f"| views whose zero-shot prediction agrees | {100 * agreement.mean():.1f} % |")
     for name, values in right.items():
-        print(f"| accuracy, {'TPT on ' if name != 'zero-shot' else ''}{name} | {100 * sum(values) / len(values):.1f} % |")
+        print(
+            f"| accuracy, {'TPT on ' if name != 'zero-shot' else ''}{name} | {100 * sum(values) / len(values):.1f} % |"
+        )
 
 
 if __name__ == "__main__":

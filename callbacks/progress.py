@@ -82,7 +82,7 @@ class AdaptationProgressBar(TQDMProgressBar):
                 postfix=", ".join(f"{name}={value}" for name, value in figures.items()),
                 bar_format="{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]",
             )
-            print(line, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
 
 def _is_terminal() -> bool:

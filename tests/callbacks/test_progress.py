@@ -20,6 +20,7 @@ class Terminal(io.StringIO):
 
 def run(command, monkeypatch, stream, n=40, module=None):
     monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
     trainer = toy.make_trainer([AdaptationProgressBar()], enable_progress_bar=True)
     options = {} if command == "predict" else {"verbose": False}
     getattr(trainer, command)(module or toy.ToyModule(), datamodule=toy.ToyData([list(range(n))]), **options)
@@ -63,6 +64,7 @@ def test_version_number_of_the_logger_is_not_shown(monkeypatch, tmp_path):
 
     stream = Terminal()
     monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
     options = {"enable_progress_bar": True, "logger": CSVLogger(tmp_path)}
     trainer = toy.make_trainer([AdaptationProgressBar()], **options)
     trainer.test(toy.ToyModule(), datamodule=toy.ToyData([[0, 1]]), verbose=False)

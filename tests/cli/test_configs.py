@@ -8,7 +8,7 @@ import pytest
 import yaml
 from helpers.command_line import CommandLine, rows, write_pictures
 
-from metatpt.cli_request import shipped_configs
+from metatpt.cli.request import shipped_configs
 from metatpt.datamodules.pacs import CLASSES
 
 CONFIGS = sorted(shipped_configs())

@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 from helpers.command_line import CommandLine
 
-from metatpt.cli_errors import is_check, root_cause, words
+from metatpt.cli.errors import is_check, root_cause, words
 
 TYPED = {
     # commands

@@ -50,12 +50,16 @@ def load_clip(name: str = "builtin", pretrained: str | None = None, memory: int 
     """
     if name == "builtin":
         if pretrained is not None:
-            raise ValueError(f"the bundled model has its own weights; leave out --model.pretrained {pretrained}")
+            raise ValueError(
+                f"the bundled model has its own weights: leave out --model.pretrained {pretrained}, or set it to null"
+            )
         return _load_builtin(memory)
     folder = Path(name.removeprefix("local-dir:")).expanduser()
     if folder.is_dir():
         if pretrained is not None:
-            raise ValueError(f"{folder} holds the model's weights; leave out --model.pretrained {pretrained}")
+            raise ValueError(
+                f"{folder} holds the model's weights: leave out --model.pretrained {pretrained}, or set it to null"
+            )
         return _load_folder(folder, memory)
     if name.startswith("hf-hub:"):
         return _finish(name, None, _create(name, None), name, memory)

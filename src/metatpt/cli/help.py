@@ -11,9 +11,9 @@ import textwrap
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
-from metatpt.cli_classes import class_path, find_class, known_classes, option_types
-from metatpt.cli_errors import UsageError, parts
-from metatpt.cli_request import shipped_configs
+from .classes import class_path, find_class, known_classes, option_types
+from .errors import UsageError, parts
+from .request import shipped_configs
 
 COMMANDS = {
     "test": "adapt to every picture of the test split, and compare with zero-shot",

@@ -16,8 +16,9 @@ from jsonargparse import ArgumentParser, Namespace, get_loader
 from lightning.pytorch import Callback, LightningModule, Trainer, loggers
 from lightning.pytorch.utilities import rank_zero_only
 
-from metatpt.cli_request import Request, structure
 from metatpt.results import check_unused
+
+from .request import Request, structure
 
 RUN_FOLDER = "<run>"
 """Stands in a config for the folder of the run, whichever it will be."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metatpt.cli_errors import UsageError
+from .errors import UsageError
 
 _INTERNAL = ("_instantiator", "_class_path", "class_names")
 

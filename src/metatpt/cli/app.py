@@ -19,12 +19,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import metatpt
 from metatpt.callbacks import AdaptationProgressBar, ResetPrompts, RunRecord
-from metatpt.cli_checkpoint import differences, read_options
-from metatpt.cli_classes import BASES, option_types, options_at
-from metatpt.cli_errors import RunError, UsageError, did_you_mean, explain, is_check, nearest, root_cause
-from metatpt.cli_help import COMMANDS, class_help, command_help, main_help, option_help, trainer_help
-from metatpt.cli_request import Request, read_request, split_options
-from metatpt.cli_run import (
+from metatpt.datamodules import BaseDataModule
+from metatpt.modules import AdaptationModule
+
+from .checkpoint import differences, read_options
+from .classes import BASES, option_types, options_at
+from .errors import RunError, UsageError, did_you_mean, explain, is_check, nearest, root_cause
+from .help import COMMANDS, class_help, command_help, main_help, option_help, trainer_help
+from .request import Request, read_request, split_options
+from .run import (
     SaveConfig,
     config_text,
     dump,
@@ -34,9 +37,7 @@ from metatpt.cli_run import (
     run_folder,
     with_run_folder,
 )
-from metatpt.cli_surroundings import surroundings
-from metatpt.datamodules import BaseDataModule
-from metatpt.modules import AdaptationModule
+from .surroundings import surroundings
 
 _log = logging.getLogger("metatpt")
 

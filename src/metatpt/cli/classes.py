@@ -12,9 +12,10 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 import metatpt.callbacks  # noqa: F401  (known by name once they are imported)
-from metatpt.cli_errors import UsageError, did_you_mean
 from metatpt.datamodules import BaseDataModule
 from metatpt.modules import AdaptationModule
+
+from .errors import UsageError, did_you_mean
 
 BASES: dict[str, type] = {"model": AdaptationModule, "data": BaseDataModule}
 """What the class of a section of the config is derived from."""

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from metatpt.cli_run import is_rank_zero
+from .run import is_rank_zero
 
 _log = logging.getLogger("metatpt")
 

@@ -16,12 +16,13 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
-from metatpt.cli_classes import BASES, check_option, class_path, find_class, known_classes
-from metatpt.cli_errors import UsageError, did_you_mean
 from metatpt.datamodules.names import quote_class_names, quote_entries
 
+from .classes import BASES, check_option, class_path, find_class, known_classes
+from .errors import UsageError, did_you_mean
+
 DEFAULT_CONFIG = "lightning_config.yaml"
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 _FLAGS = ("help", "h", "print_config")
 _TEXT_LISTS = ("data.class_names", "data.init_args.class_names")
 

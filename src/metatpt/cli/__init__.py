@@ -1,0 +1,5 @@
+"""The command line: ``metatpt validate|test|predict``."""
+
+from .app import main
+
+__all__ = ["main"]

@@ -60,7 +60,7 @@ class ShiftedShapesDataModule(BaseDataModule):
 
     def __init__(
         self,
-        shift: ShiftName = "rotation",
+        shift: ShiftName = "scale",
         severity: int = 3,
         batch_size: int = 8,
         num_workers: int = 0,

@@ -151,7 +151,7 @@ class TestDataModule:
         assert batch.canvas.dtype == torch.uint8
         assert batch.aspect.tolist() == [1.0] * 4
         assert batch.error == [None] * 4
-        assert batch.path[0] == f"shifted_shapes/test/rotation-3/{int(batch.index[0]):05d}"
+        assert batch.path[0] == f"shifted_shapes/test/scale-3/{int(batch.index[0]):05d}"
         assert sorted(int(label) for one in batches for label in one.label) == list(range(24))
 
     def test_canvas_is_the_picture(self):

@@ -1,0 +1,34 @@
+"""What the documentation shows runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+
+
+def test_write_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, script = blocks("write-a-method.md", "python")
+    body = [line for line in method.splitlines() if line.strip()]
+    assert len(body) <= 45
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_method.py").write_text(method)
+    from metatpt.cli import main
+
+    (command,) = blocks("write-a-method.md", "bash")
+    arguments = command.split()[1:]
+    small = ["--model.n_views", "4", "--data.max_samples", "4", "--run", "out", "--trainer.accelerator", "cpu"]
+    assert main([*arguments, *small]) == 0
+    assert "share: 0.3" in (tmp_path / "out" / "config.yaml").read_text()
+    assert (tmp_path / "out" / "predictions.csv").exists()
+    namespace: dict[str, object] = {}
+    exec(method, namespace)
+    exec(script.replace("max_samples=24", "max_samples=4").replace("inference_mode", "accelerator='cpu', inference_mode"), namespace)
+    assert (tmp_path / "runs" / "mixture" / "metrics.json").exists()

@@ -30,5 +30,10 @@ def test_write_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (tmp_path / "out" / "predictions.csv").exists()
     namespace: dict[str, object] = {}
     exec(method, namespace)
-    exec(script.replace("max_samples=24", "max_samples=4").replace("inference_mode", "accelerator='cpu', inference_mode"), namespace)
+    exec(
+        script.replace("max_samples=24", "max_samples=4").replace(
+            "inference_mode", "accelerator='cpu', inference_mode"
+        ),
+        namespace,
+    )
     assert (tmp_path / "runs" / "mixture" / "metrics.json").exists()

@@ -117,11 +117,12 @@ def entropy_weighted_mean(log_probs: Tensor, temperature: float, mask: Tensor | 
 def normalise(gradient: Tensor, dims: int) -> Tensor:
     """Scale a gradient to unit length over its last `dims` dimensions; a zero gradient stays zero.
 
-    Differentiable at zero too (its own square root is not).
+    Differentiable at zero too, with derivative zero (a square root is not).
     """
     axes = tuple(range(-dims, 0))
-    tiny = torch.finfo(gradient.dtype).tiny
-    return gradient * (gradient.square().sum(axes, keepdim=True) + tiny).rsqrt()
+    square = gradient.square().sum(axes, keepdim=True)
+    moves = square > 0
+    return gradient * torch.where(moves, torch.where(moves, square, 1).rsqrt(), 0)
 
 
 # Steps of the outer loop. Elementwise in the sample dimension, hence each sample gets its own.

@@ -46,4 +46,4 @@ def warp(canvas: Tensor, matrices: Tensor, size: int, padding: Padding = "reflec
     # The views of a picture stand below each other in one grid, so that the canvas is not repeated.
     grid = grid.permute(0, 1, 3, 4, 2).flatten(1, 2)
     sampled: Tensor = F.grid_sample(pixels, grid, mode="bilinear", padding_mode=padding, align_corners=False)
-    return sampled.reshape(len(sampled), -1, n_views, size, size).transpose(1, 2)
+    return sampled.reshape(len(sampled), canvas.shape[1], n_views, size, size).transpose(1, 2)

@@ -1,0 +1,184 @@
+"""What all methods share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.batches import NAMES, make_batch
+from helpers.models import save_folder
+from torch import Tensor
+
+from metatpt.modules import AdaptationModule, MetaTPTModule, TPTModule, ViewAverageModule, ZeroShotModule
+from metatpt.modules.base import ENSEMBLE
+from metatpt.types import Adaptation, Batch
+from metatpt.views import ViewBounds
+
+METHODS: list[tuple[type[AdaptationModule], dict[str, Any]]] = [
+    (ZeroShotModule, {}),
+    (ViewAverageModule, {"n_views": 6}),
+    (TPTModule, {"n_views": 6}),
+    (TPTModule, {"n_views": 6, "outer_lr": None, "outer_lr_relative": 0.5, "outer_steps": 4}),
+    (MetaTPTModule, {"n_views": 6, "outer_steps": 2}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), METHODS, ids=str)
+def test_a_batch_gives_what_its_samples_give_alone(
+    tiny_clip_folder: Path, kind: type[AdaptationModule], options: dict[str, Any]
+) -> None:
+    module = kind(clip=str(tiny_clip_folder), class_names=NAMES, **options)
+    batch = make_batch(8, 32)
+    together = module.process(batch)
+    for row in range(8):
+        alone = module.process(batch.select([row]))
+        for name in ("log_probs", "zero_shot_log_probs", "averaged_log_probs"):
+            if getattr(together, name) is not None:
+                expected = getattr(together, name)[row].exp()
+                torch.testing.assert_close(getattr(alone, name)[0].exp(), expected, atol=1e-5, rtol=0)
+    assert (together.averaged_log_probs is None) == (kind is ZeroShotModule)
+
+
+@pytest.mark.parametrize(("kind", "options"), METHODS, ids=str)
+def test_unreadable_pictures_keep_their_row(
+    tiny_clip_folder: Path, kind: type[AdaptationModule], options: dict[str, Any]
+) -> None:
+    module = kind(clip=str(tiny_clip_folder), class_names=NAMES, **options)
+    batch = make_batch(4, 32)
+    expected = module.process(batch)
+    batch.error[1] = "it is cut off"
+    batch.index[3] = -1
+    result = module.process(batch)
+    assert result.status == ["ok", "skipped", "ok", "skipped"]
+    assert result.reason == ["", "it is cut off", "", "filler"]
+    torch.testing.assert_close(result.log_probs[[0, 2]].exp(), expected.log_probs[[0, 2]].exp(), atol=1e-5, rtol=0)
+    assert result.log_probs[[1, 3]].isnan().all()
+    assert {name: len(values) for name, values in result.diagnostics.items()} == dict.fromkeys(expected.diagnostics, 4)
+    batch.error[0] = batch.error[2] = "gone"
+    nothing = module.process(batch)
+    assert nothing.status == ["skipped"] * 4
+    assert nothing.log_probs.isnan().all()
+
+
+def test_initial_class_features_are_computed_once(tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = TPTModule(clip=str(tiny_clip_folder), class_names=NAMES, n_views=4)
+    contexts = []
+    encode = module.clip.encode_prompts
+    monkeypatch.setattr(module.clip, "encode_prompts", lambda p, c=None: contexts.append(c) or encode(p, c))
+    module.process(make_batch(1, 32))
+    first = len(contexts)
+    module.process(make_batch(1, 32))
+    assert len(contexts) - first == first - 1
+    # but not kept where the prompt was changed
+    before = module.prompt.head()(torch.eye(24)[None])
+    with torch.no_grad():
+        module.prompt.tuned["context"].mul_(0)
+    assert not torch.equal(before, module.prompt.head()(torch.eye(24)[None]))
+
+
+def test_eighty_templates(tiny_clip_folder: Path) -> None:
+    import open_clip
+
+    module = ZeroShotModule(clip=str(tiny_clip_folder), class_names=NAMES, template=ENSEMBLE)
+    model, tokenizer = module.clip.model, module.clip.tokenizer
+    rows = []
+    for name in NAMES:
+        texts = [each(name.replace("_", " ")) for each in open_clip.OPENAI_IMAGENET_TEMPLATES]
+        rows.append(torch.nn.functional.normalize(model.encode_text(tokenizer(texts)), dim=-1).mean(0))
+    expected = torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+    logits = module.prompt.head()(torch.eye(24)[None])[0].T / module.clip.logit_scale
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def test_text_after_the_class_name_stays(tiny_clip_folder: Path) -> None:
+    template = "a photo of {}, a type of food."
+    tuned = TPTModule(clip=str(tiny_clip_folder), class_names=NAMES, template=template, n_views=2)
+    fixed = ZeroShotModule(clip=str(tiny_clip_folder), class_names=NAMES, template=template)
+    unit = torch.eye(24)[None]
+    torch.testing.assert_close(tuned.prompt.head()(unit), fixed.prompt.head()(unit), atol=1e-5, rtol=0)
+    state = tuned.prompt.initial_state(1)
+    assert state["context"].shape[1] == 3
+    torch.testing.assert_close(tuned.prompt.head(state)(unit), fixed.prompt.head()(unit), atol=1e-5, rtol=0)
+
+
+class Broken(AdaptationModule):
+    """A user's method that fails on one sample, and on another the model itself does."""
+
+    def adapt(self, batch: Batch) -> Adaptation:
+        log_probs: Tensor = torch.zeros(len(batch), len(NAMES), dtype=torch.float64).log_softmax(-1)
+        adapted, zero_shot = log_probs.clone(), log_probs.clone()
+        adapted[batch.index == 1] = torch.nan
+        zero_shot[batch.index == 2] = torch.nan
+        return Adaptation(adapted, zero_shot)
+
+
+def test_what_is_not_finite_is_settled_for_any_method(tiny_clip_folder: Path) -> None:
+    result = Broken(clip=str(tiny_clip_folder), class_names=NAMES).process(make_batch(3, 32))
+    assert result.status == ["ok", "kept_zero_shot", "skipped"]
+    assert "not finite" in result.reason[1]
+    assert "model's output" in result.reason[2]
+    assert result.log_probs.dtype == torch.float32
+    torch.testing.assert_close(result.log_probs[1], result.zero_shot_log_probs[1])
+
+
+def save(module: AdaptationModule, path: Path) -> dict[str, Any]:
+    """A checkpoint as Lightning writes it."""
+    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    loaded: dict[str, Any] = torch.load(path, weights_only=True)
+    return loaded
+
+
+def test_a_checkpoint_holds_the_prompt_alone_and_no_code(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    options = {"clip": str(tiny_clip_folder), "bounds": ViewBounds(rotation=10.0), "inner_loss": {"entropy": 1.0}}
+    module = MetaTPTModule(**options, class_names=NAMES)
+    module.prompt.tuned["context"].data.add_(1.0)
+    checkpoint = save(module, tmp_path / "a.ckpt")
+    assert list(checkpoint["state_dict"]) == ["prompt.tuned.context"]
+    assert (tmp_path / "a.ckpt").stat().st_size < module.prompt.tuned["context"].nbytes + 64 * 1024
+    again = MetaTPTModule(**{**checkpoint["hyper_parameters"], "class_names": ["cat", "ox"]})
+    assert again.bounds.rotation == 10
+    again.on_load_checkpoint(checkpoint)
+    again.load_state_dict(checkpoint["state_dict"], strict=again.strict_loading)
+    torch.testing.assert_close(again.prompt.tuned["context"], module.prompt.tuned["context"])
+
+
+def test_checkpoints_that_do_not_fit(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    module = TPTModule(clip=str(tiny_clip_folder), class_names=NAMES)
+    checkpoint = save(module, tmp_path / "a.ckpt")
+    other = TPTModule(clip=str(save_folder("openai_vit", tmp_path / "other", seed=1)), class_names=NAMES)
+    with pytest.raises(ValueError, match=r"checkpoint was made for .*tiny .*choose that model with --model.clip"):
+        other.on_load_checkpoint(checkpoint)
+    longer = TPTModule(clip=str(tiny_clip_folder), class_names=NAMES, template="one more photo of a {}.")
+    with pytest.raises(
+        ValueError, match=r"holds \{'prompt.tuned.context': \[4, 32\]\}, and TPTModule learns .*\[5, 32\]"
+    ):
+        longer.on_load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="no checkpoint of metatpt"):
+        module.on_load_checkpoint({"state_dict": {}})
+
+
+def test_inner_momentum_starts_afresh(tiny_clip_folder: Path) -> None:
+    options = {"inner_momentum": 0.9, "inner_steps": 3, "n_views": 6, "outer_steps": 1}
+    module = MetaTPTModule(clip=str(tiny_clip_folder), class_names=NAMES, **options)
+    batch = make_batch(2, 32)
+    alone = module.process(batch.select([1]))
+    module.process(batch.select([0]))
+    after = module.process(batch.select([1]))
+    assert torch.equal(alone.log_probs, after.log_probs)
+    # and what is learned reaches the outer loss
+    fixed = MetaTPTModule(clip=str(tiny_clip_folder), class_names=NAMES, augmentation="fixed", **options)
+    assert not torch.equal(alone.diagnostics["first_loss"], fixed.process(batch.select([1])).diagnostics["first_loss"])
+
+
+@pytest.mark.parametrize("kind", ["modified_resnet", "custom_text", "bidirectional", "class_token", "timm"])
+def test_every_kind_of_tower_runs(tmp_path: Path, kind: str) -> None:
+    module = MetaTPTModule(
+        clip=str(save_folder(kind, tmp_path)), class_names=["cat", "ox"], n_views=4, outer_steps=2, order="second"
+    )
+    result = module.process(make_batch(2, module.preprocessing.size))
+    assert result.status == ["ok", "ok"]
+    assert not torch.allclose(result.log_probs, result.averaged_log_probs, atol=1e-4)

@@ -6,6 +6,7 @@ Every entry is text. A name is matched with a folder by itself, never by its pos
 from __future__ import annotations
 
 import json
+import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -169,11 +170,11 @@ def _entries(given: str | Sequence[str]) -> tuple[list[str], str]:
                     "something else)."
                 )
         entries, source = [str(entry).strip() for entry in given], "the list of class names"
-    elif "\n" not in given and (path := Path(given).expanduser()).is_file():
-        text = path.read_text(encoding="utf-8-sig")
+    elif os.path.isfile(os.path.expanduser(given)):  # pathlib's raises where many names make too long a path
+        text = Path(given).expanduser().read_text(encoding="utf-8-sig")
         entries, source = [line.strip() for line in text.splitlines() if line.strip()], f"file {given}"
     elif Path(given).suffix.lower() in _TEXT_FILES or ("," not in given and re.search(r"[/\\]", given)):
-        what = "is a folder" if Path(given).expanduser().is_dir() else "does not exist"
+        what = "is a folder" if os.path.isdir(os.path.expanduser(given)) else "does not exist"
         raise FileNotFoundError(
             f"class_names {given!r} {what}: expected a text file with one name a line, names with commas between "
             "(cat,dog), or a list."

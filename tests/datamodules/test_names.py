@@ -197,3 +197,8 @@ def test_other_lists_are_left():
     for broken in ("[1, yes", "a: b: c", "", "cat,dog", "null"):
         assert quote_class_names(broken) == broken
         assert quote_entries(broken) == broken
+
+
+def test_many_names_with_commas_are_no_path():
+    names = [f"class number {number}" for number in range(500)]
+    assert read_class_names(",".join(names)) == names

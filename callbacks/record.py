@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import platform
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +30,8 @@ class RunRecord(Callback):
     """Writes what `validate`, `test` or `predict` finds into a run folder, and prints it at the end.
 
     While it runs, every rank appends its rows to a record of its own, durably, batch by batch; at the end rank 0
-    writes `predictions.csv` and `metrics.json` from all of them. It says nothing in `fit`.
+    writes `predictions.csv` and `metrics.json` from all of them. `setup.json` says what the run's options stand for:
+    the weights' preprocessing, the class names, versions. It says nothing in `fit`.
 
     It expects a :class:`~metatpt.types.Batch`, and an :class:`~metatpt.types.Adaptation` as output: bare from
     `predict_step`, as ``{"adaptation": ...}`` from the other steps. Names of classes and the size of the split come
@@ -80,10 +85,27 @@ class RunRecord(Callback):
         assert self._record is not None
         n_total = getattr(datamodule, "n_total", None)
         self._record.note(n_total=None if n_total is None else int(n_total))
+        _on_rank_zero(trainer, lambda: self._write_setup(trainer, pl_module))
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._start = time.perf_counter()
         self._seconds = 0.0
+
+    def _write_setup(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """`setup.json`: what the options stand for, as far as it can move a number."""
+        clip: Any = getattr(pl_module, "clip", None)
+        preprocessing = getattr(pl_module, "preprocessing", None)
+        packages = ("metatpt", "torch", "torchvision", "lightning", "open_clip_torch", "higher", "pillow")
+        content = {
+            "method": type(pl_module).__name__,
+            "data": type(getattr(trainer, "datamodule", None)).__name__,
+            "clip": None if clip is None else {"name": clip.name, "pretrained": clip.pretrained},
+            "preprocessing": None if preprocessing is None else dataclasses.asdict(preprocessing),
+            "template": getattr(pl_module, "hparams", {}).get("template"),
+            "class_names": self._class_names,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        }
+        (self.folder / "setup.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _on_batch_end(
         self,

@@ -33,13 +33,25 @@ class ResetPrompts(Callback):
             raise TypeError(
                 f"ResetPrompts resets an AdaptationModule of metatpt.modules, not {type(pl_module).__name__}"
             )
-        pl_module.start_run()
-        if self.policy == "online" and pl_module.tunes:
-            _log.info("policy online: the prompt is carried over from sample to sample; results depend on their order")
+        pl_module.start_run(online=self.policy == "online")
 
     def _start_batch(self, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, AdaptationModule)
         pl_module.start_batch(carry=self.policy == "online")
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Refuse, before the first picture is read, a batch size or devices that a stream cannot have."""
+        self._start_run(trainer, pl_module)
+        assert isinstance(pl_module, AdaptationModule)
+        if self.policy == "online" and pl_module.tunes:
+            _log.info("policy online: the prompt is carried over from sample to sample; results depend on their order")
+        what = pl_module.carries_over()
+        size = getattr(getattr(trainer, "datamodule", None), "batch_size", 1)
+        if what is not None and (size != 1 or trainer.world_size > 1):
+            raise ValueError(
+                f"{what} carries over from sample to sample: use --data.batch_size 1, not {size}, and one device, not "
+                f"{trainer.world_size}"
+            )
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Forget an earlier run."""

@@ -34,6 +34,8 @@ class PACSDataModule(BaseDataModule):
         **kwargs: See :class:`BaseDataModule`.
 
     Raises:
+        FileNotFoundError: If there is no folder `root`.
+        NotADirectoryError: If it is a file.
         ValueError: If there is no such domain.
     """
 
@@ -43,7 +45,7 @@ class PACSDataModule(BaseDataModule):
             raise ValueError(
                 f"PACS has no domain {domain!r} ({nearest(domain, DOMAINS)}): expected one of {', '.join(DOMAINS)}."
             )
-        self.root = root
+        self.root = existing_folder(root)
         self.domain = domain
         self.class_names = list(CLASSES)
 
@@ -51,18 +53,17 @@ class PACSDataModule(BaseDataModule):
         """The domain to test on, or the held-out fifth of the others.
 
         Raises:
-            FileNotFoundError: If a folder is missing.
+            FileNotFoundError: If the folder of a domain is missing.
             ValueError: If a class folder is missing, empty or unknown.
         """
-        root = existing_folder(self.root)
         labels: dict[str, int] = {}
         for domain in DOMAINS if split == "val" else (self.domain,):
             if domain == self.domain and split == "val":
                 continue
-            for label, paths in enumerate(_class_pictures(root, domain)):
+            for label, paths in enumerate(_class_pictures(self.root, domain)):
                 labels.update((path, label) for path in (_held_out(paths) if split == "val" else paths))
         paths = sorted(labels)
-        return FilePictures(root, paths, [labels[path] for path in paths])
+        return FilePictures(self.root, paths, [labels[path] for path in paths])
 
 
 def _class_pictures(root: Path, domain: str) -> list[list[str]]:

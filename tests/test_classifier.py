@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from PIL import Image
 
 from metatpt import Classifier
 from metatpt.images import UnreadableImageError
+from metatpt.modules import ZeroShotModule
+from metatpt.types import Adaptation, Batch
 
 
 @pytest.fixture
@@ -104,3 +107,91 @@ def test_bad_input_is_named(tiny_clip_folder: Path, tmp_path: Path) -> None:
 def test_one_class_only(tiny_clip_folder: Path, pictures: list[Path]) -> None:
     prediction = Classifier(["cat"], clip=str(tiny_clip_folder), n_views=4)(pictures)
     torch.testing.assert_close(prediction.probabilities, torch.ones(4, 1))
+
+
+def test_class_names_are_read_as_on_the_command_line(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("cat\n golden retriever \n\n")
+
+    def names(given: Any) -> list[str]:
+        return Classifier(given, clip=str(tiny_clip_folder), method="zero_shot").module.class_names
+
+    assert names("cat, dog") == ["cat", "dog"]
+    assert names([" cat", "dog\n"]) == ["cat", "dog"]
+    assert names(name for name in ("cat", "dog")) == ["cat", "dog"]
+    assert names(str(file)) == ["cat", "golden retriever"]
+    with pytest.raises(FileNotFoundError, match="nowhere.txt"):
+        names("nowhere.txt")
+    with pytest.raises(ValueError, match="Class name 1 is True, not text"):
+        names(["cat", True])
+    with pytest.raises(ValueError, match='"cat" stands twice'):
+        names(["cat", "cat "])
+    with pytest.raises(ValueError, match="Class name 1 .* is empty"):
+        names(["cat", " "])
+    for given in (None, 3, {"cat": 1}, {"cat"}):
+        with pytest.raises(TypeError, match=f"class_names is {given}; expected"):
+            names(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size is 0; expected a number"),
+        ({"batch_size": 1.5}, TypeError, "batch_size is 1.5; expected a whole number"),
+        ({"method": None}, TypeError, "method is None; expected zero_shot, .* or a class on AdaptationModule"),
+        ({"method": dict}, TypeError, "method is <class 'dict'>"),
+        ({"nviews": 3}, TypeError, "MetaTPTModule has no option 'nviews'; did you mean n_views?"),
+        ({"outer_step": 3}, TypeError, "no option 'outer_step'; did you mean outer_steps?"),
+        ({"memori": 3}, TypeError, "no option 'memori'; did you mean memory?"),
+        ({"method": "zero_shot", "xyz": 3}, TypeError, "ZeroShotModule has no option 'xyz'; it has template, memory"),
+    ],
+)
+def test_bad_options_are_named(
+    tiny_clip_folder: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Classifier(["cat", "dog"], clip=str(tiny_clip_folder), **options)
+
+
+def test_what_is_no_picture_is_named(tiny_clip_folder: Path, pictures: list[Path]) -> None:
+    classify = Classifier(["cat", "dog"], clip=str(tiny_clip_folder), method="zero_shot")
+    given: Any
+    for given, message in (
+        (None, "images is None"),
+        (3, "images is 3"),
+        ({"a.png": 1}, "images is {'a.png': 1}"),
+        (b"a.png", "images is b'a.png'"),
+        ([pictures[0], None], "picture 1 is None"),
+        ([np.zeros((2, 2, 3))], r"picture 0 is array.*\(ndarray\)"),
+    ):
+        with pytest.raises(TypeError, match=f"{message}.*expected a path"):
+            classify(given)
+    for shape in ([], [4], [8, 8], [1, 1, 3, 8, 8]):
+        with pytest.raises(UnreadableImageError, match="picture 0 cannot be read: expected a tensor of shape"):
+            classify(torch.zeros(shape))
+
+
+class Blind(ZeroShotModule):
+    """Its second picture has no finite zero-shot prediction."""
+
+    def adapt(self, batch: Batch) -> Adaptation:
+        result = super().adapt(batch)
+        zero_shot = result.zero_shot_log_probs.clone()
+        zero_shot[batch.index == 1] = torch.nan
+        return Adaptation(result.log_probs, zero_shot)
+
+
+def test_skipped_pictures_are_told(tiny_clip_folder: Path, pictures: list[Path]) -> None:
+    prediction = Classifier(NAMES, clip=str(tiny_clip_folder), method=Blind)(pictures)
+    assert prediction.skipped == [1]
+    assert prediction.kept_zero_shot == []
+    assert prediction.probabilities.isnan().any(1).tolist() == [False, True, False, False]
+    assert prediction.probabilities[1].isnan().all()
+    assert [bool(label) for label in prediction.labels] == [True, False, True, True]
+    assert Classifier(NAMES, clip=str(tiny_clip_folder), method="zero_shot")(pictures).skipped == []
+
+
+def test_a_method_that_carries_over_takes_one_picture_at_a_time(tiny_clip_folder: Path, pictures: list[Path]) -> None:
+    options: dict[str, Any] = {"clip": str(tiny_clip_folder), "n_views": 4, "augmentation": "online"}
+    found = Classifier(NAMES, batch_size=8, **options)(pictures)
+    assert torch.equal(found.probabilities, Classifier(NAMES, batch_size=1, **options)(pictures).probabilities)

@@ -44,7 +44,7 @@ def test_entropies(log_probs: torch.Tensor) -> None:
 def test_weights_leave_views_out(log_probs: torch.Tensor) -> None:
     mask = torch.rand(4, 10) < 0.6
     mask[:, 0] = True
-    weighted = log_mean(log_probs, uniform_weights(mask))
+    weighted = log_mean(log_probs, uniform_weights(mask, torch.float64))
     ensemble = entropy_weighted_mean(log_probs, 0.3, mask)
     for row in range(4):
         kept = log_probs[row, mask[row]]
@@ -125,3 +125,12 @@ def test_a_gradient_is_normalised_and_stays_differentiable_at_zero() -> None:
     torch.testing.assert_close(unit.detach(), torch.tensor([[0.6, 0.8], [0, 0], [1, 0]], dtype=torch.float64))
     (second,) = torch.autograd.grad(unit[0].sum(), gradient)
     assert torch.isfinite(second).all()
+
+
+def test_weights_do_not_follow_the_default_dtype() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        weights = uniform_weights(torch.ones(1, 20, dtype=torch.bool), torch.float64)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert float(weights.exp().sum()) == pytest.approx(1, abs=1e-12)

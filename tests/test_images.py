@@ -142,14 +142,26 @@ def test_palette_with_alpha_bytes(tmp_path):
         assert pixels(decode(path, plain=True))[0].tolist() == [[255, 0, 0], [0, 0, 255]]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV", "I", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV", "I"])
 def test_every_mode_becomes_rgb(mode):
     picture = noise(8, 8)
-    converted = Image.new(mode, (8, 8)) if mode in ("LAB", "I", "F") else picture.convert(mode)
+    converted = Image.new(mode, (8, 8)) if mode in ("LAB", "I") else picture.convert(mode)
     decoded = decode(converted)
     assert decoded.mode == "RGB"
     if mode not in ("I", "LAB"):
         assert (pixels(decoded) == pixels(converted.convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["path", "opened"])
+def test_floats_have_no_known_range(tmp_path, opened):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(path)
+    source = Image.open(path) if opened else path
+    with pytest.raises(UnreadableImageError, match=r"floating-point pixels \(mode F\).*without a known range"):
+        decode(source)
+    sample = to_sample(source, P32)
+    assert sample.error.startswith("floating-point")
+    assert not sample.image.any()
 
 
 def test_cmyk_jpeg(tmp_path):

@@ -24,9 +24,11 @@ def entropy(log_probs: Tensor) -> Tensor:
     return -(probs * log_probs.masked_fill(probs == 0, 0)).sum(-1)
 
 
-def uniform_weights(mask: Tensor) -> Tensor:
+def uniform_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Equal weights ``[B, V]`` over the views where `mask` is true, as logarithms."""
-    return torch.where(mask, 0.0, -math.inf) - mask.sum(1, keepdim=True).log()
+    # The dtype is given: torch's default one may be half precision, under Lightning's "-true" precisions.
+    weights = mask.to(dtype)
+    return (weights / weights.sum(1, keepdim=True)).log()
 
 
 def log_mean(log_probs: Tensor, log_weights: Tensor | None = None) -> Tensor:

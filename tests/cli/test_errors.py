@@ -128,6 +128,7 @@ REFUSED = {
     "--run file": ["file"],
     "--trainer.accelerator gppu": ["gppu", "cpu"],
     "--trainer.devices 0": ["devices"],
+    "--trainer.devices many": ["--trainer.devices 'many': ", "int > 0"],
     "--trainer.inference_mode true": ["needs gradients", "inference_mode=False"],
 }
 

@@ -25,8 +25,8 @@ def made(root, **options):
     return datamodule
 
 
-def test_class_names_are_known_at_once():
-    assert PACSDataModule("/no/such/folder").class_names == list(CLASSES)
+def test_class_names_are_known_at_once(tmp_path):
+    assert PACSDataModule(tmp_path).class_names == list(CLASSES)
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -63,9 +63,12 @@ def test_wrong_domain(root):
         PACSDataModule(root, domain="art_paintng")
 
 
-def test_missing_root():
+def test_a_wrong_root_is_reported_at_once(tmp_path):
     with pytest.raises(FileNotFoundError, match="No folder /no/such/folder"):
-        made("/no/such/folder").setup("test")
+        PACSDataModule("/no/such/folder")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="got the file"):
+        PACSDataModule(tmp_path / "file")
 
 
 def test_missing_domain(root):

@@ -15,7 +15,6 @@ from metatpt.datamodules import ShiftedShapesDataModule
 from metatpt.modules import AdaptationModule, MetaTPTModule, TPTModule, ViewAverageModule
 
 
-
 def probabilities(module: AdaptationModule, batch_size: int, num_workers: int = 0) -> torch.Tensor:
     data = ShiftedShapesDataModule(batch_size=batch_size, num_workers=num_workers, max_samples=8)
     data.preprocessing = module.preprocessing

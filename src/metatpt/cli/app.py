@@ -24,7 +24,7 @@ from metatpt.modules import AdaptationModule
 
 from .checkpoint import differences, read_options
 from .classes import BASES, option_types, options_at
-from .errors import RunError, UsageError, did_you_mean, explain, is_check, nearest, root_cause
+from .errors import RunError, UsageError, did_you_mean, explain, is_check, nearest, refused, root_cause
 from .help import COMMANDS, class_help, command_help, main_help, option_help, trainer_help
 from .request import Request, read_request, split_options
 from .run import (
@@ -215,9 +215,11 @@ class MetaTPTCLI(LightningCLI):
         if wanted and not any(isinstance(each, ProgressBar) for each in theirs):
             ours.append(AdaptationProgressBar())
         root = options.default_root_dir or str(self.folder)  # what Lightning writes lies in the run folder too
-        trainer: Trainer = self.trainer_class(
-            **{**options.as_dict(), "callbacks": [*theirs, *ours], "default_root_dir": root, **kwargs}
-        )
+        settings = {**options.as_dict(), "callbacks": [*theirs, *ours], "default_root_dir": root, **kwargs}
+        try:
+            trainer: Trainer = self.trainer_class(**settings)
+        except TypeError as error:  # of `devices: many`
+            raise RunError(refused(error, options.as_dict())) from error
         return trainer
 
     def config_text(self) -> str:

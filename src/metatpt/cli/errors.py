@@ -6,7 +6,7 @@ import difflib
 import dis
 import re
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -142,6 +142,16 @@ def _names(kind: Any) -> list[str]:
         derived: list[type] = kind.__subclasses__()
         return [kind.__name__, *(name for each in derived for name in _names(each))]
     return []
+
+
+def refused(error: Exception, options: Mapping[str, Any]) -> str:
+    """Lightning's complaint about the Trainer's options, after the ones that it names and their values.
+
+    >>> refused(TypeError("`devices` should be an int > 0."), {"devices": "many", "max_time": None})
+    "--trainer.devices 'many': `devices` should be an int > 0."
+    """
+    named = [f"--trainer.{name} {value!r}" for name, value in options.items() if f"`{name}`" in str(error)]
+    return f"{', '.join(named) or 'the Trainer refuses its options'}: {error}"
 
 
 def _origin(error: BaseException) -> types.TracebackType | None:

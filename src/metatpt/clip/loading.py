@@ -55,13 +55,18 @@ def load_clip(name: str = "builtin", pretrained: str | None = None, memory: int 
             )
         return _load_builtin(memory)
     folder = Path(name.removeprefix("local-dir:")).expanduser()
-    if folder.is_dir():
+    known = name in open_clip.list_models() and not (folder / _CONFIG).is_file()
+    if folder.is_dir() and not known:  # a folder that happens to be called as a model does not hide the model
         if pretrained is not None:
             raise ValueError(
                 f"{folder} holds the model's weights: leave out --model.pretrained {pretrained}, or set it to null"
             )
         return _load_folder(folder, memory)
     if name.startswith("hf-hub:"):
+        if pretrained is not None:
+            raise ValueError(
+                f"{name} names its weights too: leave out --model.pretrained {pretrained}, or set it to null"
+            )
         return _finish(name, None, _create(name, None), name, memory)
     return _load_named(name.replace("/", "-"), name, pretrained, memory)
 
@@ -131,7 +136,7 @@ def _create(name: str, pretrained: str | None) -> nn.Module:
     except (SafetensorError, EOFError) as error:
         raise ValueError(f"{pretrained or name} is no whole file of weights: {error}") from error
     except (RuntimeError, OSError, KeyError, AttributeError, ValueError, AssertionError) as error:
-        first = " ".join(str(error).split())[:600]
+        first = " ".join(str(error).split())[:600].rstrip(".")
         if "TorchScript" in first:
             hint = "it is a TorchScript archive, which can hold code: use the tag `openai`, or its state dict"
         elif "input_resolution" in first or "size mismatch" in first or "Missing key" in first or "changed" in first:
@@ -141,7 +146,9 @@ def _create(name: str, pretrained: str | None) -> nn.Module:
                 "if there is no network here, download the weights elsewhere and name the file "
                 "(--model.pretrained FILE) or their folder (--model.clip FOLDER)"
             )
-        raise ValueError(f"could not load {name} with weights {pretrained or '(its own)'}: {first}. {hint}") from error
+        raise ValueError(
+            f"could not load {name} with weights {pretrained or '(its own)'}: {first.rstrip('.')}. {hint}"
+        ) from error
 
 
 def _finish(

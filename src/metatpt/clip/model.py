@@ -143,8 +143,9 @@ class FrozenCLIP(nn.Module):
                 return tensor
 
             weights = {weight.untyped_storage().data_ptr() for weight in self.model.parameters()}
-            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                self._encode_image(images[:1].detach().requires_grad_())
+            hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+            with torch.inference_mode(False), torch.enable_grad(), hooks:
+                self._encode_image(images[:1].detach().clone().requires_grad_())
             total = sum(size for pointer, size in kept.items() if pointer not in weights)
             self._bytes_per_picture[images.dtype] = max(1, total)
         budget = self.memory if graph else _FORWARD_ONLY * self.memory

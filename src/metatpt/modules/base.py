@@ -121,8 +121,11 @@ class AdaptationModule(lightning.LightningModule, ABC):
         return self.prompt.initial_state(batch_size) if self._carried is None else self._carried
 
     def finish_state(self, state: State) -> None:
-        """Hand back the tuned state, which the reset callback may carry over."""
-        self._final = {name: value.detach() for name, value in state.items()}
+        """Hand back the tuned state, which the reset callback may carry over; one that is not finite is not."""
+        if all(bool(value.isfinite().all()) for value in state.values()):
+            self._final = {name: value.detach() for name, value in state.items()}
+        else:
+            self._final = self._carried
 
     def log_probs(self, head: Head, features: Tensor) -> Tensor:
         """Log-probabilities ``[B, V, C]`` of encoded views ``[B, V, D]``, in double precision.
@@ -143,10 +146,10 @@ class AdaptationModule(lightning.LightningModule, ABC):
 
     # What the reset callback calls
 
-    def start_run(self) -> None:
-        """Forget all that an earlier run left."""
+    def start_run(self, online: bool = False) -> None:
+        """Forget all that an earlier run left, and say whether the prompt will be carried over in this one."""
         self._carried = self._final = None
-        self._online = False
+        self._online = online
         self._last_index = -1
 
     def start_batch(self, carry: bool) -> None:
@@ -205,9 +208,9 @@ class AdaptationModule(lightning.LightningModule, ABC):
             for row, status in enumerate(adaptation.status)
             if status != "skipped" and 0 <= int(batch.label[row]) < len(self.class_names)
         ]
+        self.n_labelled.update(len(counted))
         if counted:
             label = batch.label[counted]
-            self.n_labelled.update(len(counted))
             self.accuracy.update((adaptation.log_probs[counted].argmax(-1) == label).float())
             self.zero_shot_accuracy.update((adaptation.zero_shot_log_probs[counted].argmax(-1) == label).float())
         return {"adaptation": adaptation}
@@ -237,7 +240,9 @@ class AdaptationModule(lightning.LightningModule, ABC):
         if trainer is not None and trainer.world_size > 1:
             raise ValueError(f"{what} carries over from sample to sample; use one device, not {trainer.world_size}")
         if len(batch) != 1:
-            raise ValueError(f"{what} carries over from sample to sample; use --data.batch_size 1, not {len(batch)}")
+            raise ValueError(
+                f"{what} carries over from sample to sample; use --data.batch_size 1, not batches of {len(batch)}"
+            )
         index = int(batch.index[0])
         if index <= self._last_index:
             raise ValueError(f"{what} takes samples in index order; {index} came after {self._last_index}")
@@ -331,7 +336,8 @@ def check_number(name: str, value: float, low: float, high: float = float("inf")
         ValueError: Naming the option, the value and the range.
     """
     if not (value > low if open_low else value >= low) or value > high or value != value:
-        raise ValueError(f"{name} is {value}; expected a number {'above' if open_low else 'from'} {low} to {high}")
+        up_to = "" if high == float("inf") else f" and at most {high}"
+        raise ValueError(f"{name} is {value}; expected a number {'above' if open_low else 'of at least'} {low}{up_to}")
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:

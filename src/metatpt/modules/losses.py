@@ -1,4 +1,4 @@
-"""The losses of both loops, by name (METHOD in the docstrings: MetaTPT, arXiv 2512.12268, as reconstructed)."""
+"""The losses of both loops, by name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Predictions:
     @property
     def weights(self) -> Tensor:
         """``[B, 1 + K]``: logarithms of equal weights over the original and S."""
-        return uniform_weights(self.counted)
+        return uniform_weights(self.counted, self.log_probs.dtype)
 
 
 Loss = Callable[[Predictions], Tensor]
@@ -93,7 +93,7 @@ OUTER: dict[str, Loss] = {
 
 def teacher(log_probs: Tensor, counted: Tensor) -> Tensor:
     """The teacher q ``[B, C]``, as logarithm: the mean prediction of the original and S, without gradient."""
-    return log_mean(log_probs.detach(), uniform_weights(counted))
+    return log_mean(log_probs.detach(), uniform_weights(counted, log_probs.dtype))
 
 
 def weighted_losses(option: str, given: str | Mapping[str, float], known: Mapping[str, Loss]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from metatpt.functional import outer_step, take_views
 from metatpt.prompts import Head
 from metatpt.types import Adaptation, Batch, State
+from metatpt.views import clamp_start
 
 from .base import check_choice, check_number
 from .inner import InnerOptimizer, view_steps
@@ -63,8 +64,8 @@ class MetaTPTModule(PromptTuningModule):
             step under the current prompt) or ``joint`` (one stage: views and prompt step together on both losses).
         order: ``second``: the prompt's gradient flows through the inner loop; ``first``: it does not.
         augmentation: ``episodic`` (learned for each sample), ``fixed`` (no inner step), ``random_step`` (as far as
-            the inner loop goes, in a random direction: the control) or ``online`` (what the inner loop has added
-            goes on to the next sample).
+            the inner loop goes, in a random direction: the control) or ``online`` (what the inner loops have added to
+            the views of the samples before, averaged over S and summed up, moves the start of the next ones).
         predict: ``original`` (the original view at the tuned prompt) or ``ensemble`` (with the views of S, weighted
             by their entropy).
         **kwargs: See :class:`PromptTuningModule`.
@@ -101,6 +102,10 @@ class MetaTPTModule(PromptTuningModule):
             )
         if schedule == "joint" and order == "second":
             raise ValueError("schedule joint has no inner loop to differentiate through; use order first")
+        if schedule == "joint" and inner_steps != 1:
+            raise ValueError(
+                f"schedule joint steps the views once in each outer step; inner_steps {inner_steps} would do nothing"
+            )
         if schedule == "joint" and augmentation == "random_step":
             raise ValueError("schedule joint has no inner loop to replace by a random step; use sequential or nested")
         self.inner_weights = weighted_losses("inner_loss", inner_loss, INNER)
@@ -124,12 +129,12 @@ class MetaTPTModule(PromptTuningModule):
         With ``order: second`` what it returns is a differentiable function of `state`.
         """
         assert look.raw is not None
+        if self.augmentation == "fixed" or not self.inner_steps:
+            return Learned(look.raw, take_views(look.features, look.chosen))
         second = self.order == "second" and state is not None
         with torch.set_grad_enabled(second):
             head = self.prompt.head(state)
             anchor = self.log_probs(head, look.features[:, :1])
-        if self.augmentation == "fixed" or not self.inner_steps:
-            return Learned(look.raw, take_views(look.features, look.chosen))
         self.clip.double_backward = second
         try:
             with view_steps(look.raw, self.inner_optimizer, self.inner_lr, self.inner_momentum, second) as views:
@@ -238,20 +243,22 @@ class MetaTPTModule(PromptTuningModule):
         """The option that makes one sample depend on the ones before it, if any does."""
         return "augmentation 'online'" if self.augmentation == "online" else super().carries_over()
 
-    def start_run(self) -> None:
-        """Forget all that an earlier run left."""
-        super().start_run()
+    def start_run(self, online: bool = False) -> None:
+        """See :meth:`AdaptationModule.start_run`."""
+        super().start_run(online)
         self._offset = None
 
     def start_views(self, raw: Tensor) -> Tensor:
         """Where the drawn views start: moved by what earlier samples learned, with ``augmentation: online``."""
-        return raw if self._offset is None else raw + self._offset.to(raw)
+        return raw if self._offset is None else clamp_start(raw + self._offset.to(raw))
 
     def _carry_views(self, look: Look, raw: Tensor) -> None:
         assert look.raw is not None
         moved = (~look.original)[..., None].to(raw.dtype)
         added = ((raw - look.raw) * moved).sum((0, 1)) / moved.sum().clamp(min=1)
-        self._offset = added if self._offset is None else self._offset + added
+        # `look.raw` holds what was carried over already; the sum is what the stream has added to the drawn views.
+        if bool(added.isfinite().all()):
+            self._offset = added if self._offset is None else self._offset + added
 
     def _learn(self, batch: Batch | None, look: Look, state: State | None) -> Learned:
         if batch is None:

@@ -27,6 +27,11 @@ class TPTModule(PromptTuningModule):
     """
 
     def __init__(self, outer_lr: float | None = 5e-3, outer_lr_relative: float | None = None, **kwargs: Any) -> None:
+        if outer_lr is not None and outer_lr_relative is not None:
+            raise ValueError(
+                f"outer_lr {outer_lr} and outer_lr_relative {outer_lr_relative} are both given; for the relative one "
+                "set outer_lr to null"
+            )
         super().__init__(outer_lr=outer_lr, outer_lr_relative=outer_lr_relative, **kwargs)
 
     def adapt(self, batch: Batch) -> Adaptation:

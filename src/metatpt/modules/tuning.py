@@ -44,6 +44,11 @@ class PromptTuningModule(ViewModule):
         check_number("outer_steps", outer_steps, 0)
         check_choice("outer_optimizer", outer_optimizer, get_args(OuterOptimizer))
         super().__init__(**kwargs)
+        if self.prompt.reaches_pixels:
+            raise ValueError(
+                f"{type(self).__name__} encodes views once, so it cannot tune {type(self.prompt).__name__}, which "
+                "changes how pictures are encoded"
+            )
         self.outer_lr = outer_lr
         self.outer_lr_relative = outer_lr_relative
         self.outer_steps = outer_steps

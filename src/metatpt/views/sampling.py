@@ -51,6 +51,12 @@ def sample_views(
     return torch.atanh(share).float().to(aspect.device), flip.to(aspect.device)
 
 
+def clamp_start(raw: Tensor) -> Tensor:
+    """Raw parameters moved to where starting views may lie."""
+    limit = math.atanh(_INSIDE)
+    return raw.clamp(-limit, limit)
+
+
 def _uniform(generator: torch.Generator, n_views: int, bounds: ViewBounds, spread: float) -> tuple[Tensor, Tensor]:
     share = torch.rand(n_views, N_PARAMETERS, generator=generator, dtype=torch.float64) * 2 - 1
     flip = torch.rand(n_views, generator=generator, dtype=torch.float64) < 0.5

@@ -25,7 +25,7 @@ def warp(canvas: Tensor, matrices: Tensor, size: int, padding: Padding = "reflec
         padding: What lies outside of the picture.
 
     Returns:
-        ``[B, V, 3, R, R]`` in [0, 1], of the dtype of `matrices`.
+        ``[B, V, 3, R, R]`` in [0, 1], of the dtype of `matrices`; NaN where a matrix is not finite.
 
     Raises:
         ValueError: Shapes that do not go together.
@@ -41,9 +41,13 @@ def warp(canvas: Tensor, matrices: Tensor, size: int, padding: Padding = "reflec
     n_views = matrices.shape[1]
     centre = (torch.arange(size, dtype=matrices.dtype, device=matrices.device) * 2 + 1) / size - 1
     # x' = a x + b y + tx, written out: a matrix product would run in the precision of autocast.
+    # The backward pass of grid_sample crashes on a grid that is not finite, and its forward pass may hide it.
+    broken = ~matrices.isfinite().all(-1).all(-1)
+    matrices = matrices.masked_fill(broken[..., None, None], 0)
     a, b, shift = matrices[..., None, None].unbind(3)
     grid = a * centre + b * centre[:, None] + shift  # [B, V, 2, R, R]
     # The views of a picture stand below each other in one grid, so that the canvas is not repeated.
     grid = grid.permute(0, 1, 3, 4, 2).flatten(1, 2)
     sampled: Tensor = F.grid_sample(pixels, grid, mode="bilinear", padding_mode=padding, align_corners=False)
-    return sampled.reshape(len(sampled), canvas.shape[1], n_views, size, size).transpose(1, 2)
+    views = sampled.reshape(len(sampled), canvas.shape[1], n_views, size, size).transpose(1, 2)
+    return views.masked_fill(broken[..., None, None, None], torch.nan)

@@ -91,7 +91,7 @@ class RunRecord(Callback):
         self._start = time.perf_counter()
         self._seconds = 0.0
 
-    def _write_setup(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _write_setup(self, trainer: Trainer, pl_module: LightningModule) -> Path:
         """`setup.json`: what the options stand for, as far as it can move a number."""
         clip: Any = getattr(pl_module, "clip", None)
         preprocessing = getattr(pl_module, "preprocessing", None)
@@ -105,7 +105,9 @@ class RunRecord(Callback):
             "class_names": self._class_names,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         }
-        (self.folder / "setup.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        file = self.folder / "setup.json"
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return file
 
     def _on_batch_end(
         self,

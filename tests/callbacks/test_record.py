@@ -45,6 +45,7 @@ def test_run_leaves_its_files_and_shows_one_table(tmp_path, capsys, command):
         "metrics.json",
         "predictions.csv",
         "record-rank0.sqlite",
+        "setup.json",
     ]
     rows = read_csv(folder)
     assert [row["index"] for row in rows] == list("0123456")
@@ -155,7 +156,7 @@ def test_run_that_breaks_keeps_its_rows(tmp_path):
 
     with pytest.raises(RuntimeError, match="out of luck"):
         run(tmp_path, module=Breaks())
-    assert [file.name for file in tmp_path.iterdir()] == ["record-rank0.sqlite"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["record-rank0.sqlite", "setup.json"]
     from metatpt.results import export
 
     assert export(tmp_path).metrics["n"] == 4

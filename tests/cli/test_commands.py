@@ -44,11 +44,13 @@ def test_bare_command_is_metatpt_on_shifted_shapes_by_the_packaged_config(metatp
     assert config["trainer"]["inference_mode"] is False
 
 
-def test_default_config_names_classes_and_no_option():
+def test_default_config_names_classes_and_no_option_of_the_method():
     import metatpt
 
     default = yaml.safe_load((Path(metatpt.__file__).parent / "lightning_config.yaml").read_text())
-    assert all(set(section) == {"class_path"} for section in default.values())
+    assert set(default) == {"model", "data"}
+    assert set(default["model"]) == {"class_path"}
+    assert set(default["data"]["init_args"]) == {"max_samples"}  # so that a bare run ends within minutes
 
 
 def test_validate_is_test_on_the_validation_split(metatpt: CommandLine):
@@ -291,3 +293,17 @@ def test_a_data_set_of_the_user(metatpt: CommandLine):
     assert result.status == 0, result.err
     assert len(rows(Path("out"))) == 3
     assert yaml.safe_load(Path("out/config.yaml").read_text())["data"]["init_args"]["step"] == 3
+
+
+def test_the_record_shows_what_options_stand_for(metatpt, tmp_path):
+    import json
+
+    result = metatpt.small("test", "--run", tmp_path / "run", "--model", "ZeroShotModule")
+    assert result.status == 0, result.err
+    setup = json.loads((tmp_path / "run" / "setup.json").read_text())
+    assert setup["preprocessing"]["mean"] == [0.5, 0.4, 0.3]
+    assert setup["preprocessing"]["resize_mode"] == "shortest"
+    assert setup["preprocessing"]["interpolation"] == "bicubic"
+    assert setup["template"] == "a photo of a {}."
+    assert setup["clip"]["name"] == str(metatpt.clip)
+    assert setup["class_names"] == ["cat", "dog"]

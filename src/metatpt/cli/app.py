@@ -24,7 +24,7 @@ from metatpt.modules import AdaptationModule
 
 from .checkpoint import differences, read_options
 from .classes import BASES, option_types, options_at
-from .errors import RunError, UsageError, did_you_mean, explain, is_check, nearest, refused, root_cause
+from .errors import RunError, UsageError, did_you_mean, explain, is_check, nearest, raised_in, refused, root_cause
 from .help import COMMANDS, class_help, command_help, main_help, option_help, trainer_help
 from .request import Request, read_request, split_options
 from .run import (
@@ -219,6 +219,8 @@ class MetaTPTCLI(LightningCLI):
         try:
             trainer: Trainer = self.trainer_class(**settings)
         except TypeError as error:  # of `devices: many`
+            if not raised_in(error, "lightning"):
+                raise
             raise RunError(refused(error, options.as_dict())) from error
         return trainer
 

@@ -162,18 +162,22 @@ def _origin(error: BaseException) -> types.TracebackType | None:
     return trace
 
 
+def raised_in(error: BaseException, package: str) -> bool:
+    """Whether code of a package raised an error."""
+    trace = _origin(error)
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(f"{package}.")
+
+
 def is_check(error: Exception) -> bool:
     """Whether a ``raise`` of this package raised an error, and no operation of a library that it called."""
     trace = _origin(error)
-    if trace is None or not str(trace.tb_frame.f_globals.get("__name__")).startswith("metatpt."):
+    if trace is None or not raised_in(error, "metatpt"):
         return False
     return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def root_cause(error: Exception) -> Exception:
     """What a constructor raised: jsonargparse packs it into reports of its own."""
-    while (trace := _origin(error)) is not None and isinstance(error.__cause__, Exception):
-        if not str(trace.tb_frame.f_globals.get("__name__")).startswith("jsonargparse."):
-            break
+    while isinstance(error.__cause__, Exception) and raised_in(error, "jsonargparse"):
         error = error.__cause__
     return error

@@ -37,3 +37,13 @@ def test_write_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         namespace,
     )
     assert (tmp_path / "runs" / "mixture" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{file.name}" for file in DOCS.glob("*.md"))])
+def test_pages_are_finished_and_their_links_lead_somewhere(page: str) -> None:
+    file = DOCS.parent / page
+    text = file.read_text()
+    assert "@@" not in text
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (file.parent / target).exists(), target

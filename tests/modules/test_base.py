@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.batches import NAMES, make_batch
-from helpers.models import save_folder
+from helpers.models import CONFIGS, save_folder
 from torch import Tensor
 
 from metatpt.modules import AdaptationModule, MetaTPTModule, TPTModule, ViewAverageModule, ZeroShotModule
-from metatpt.modules.base import ENSEMBLE
+from metatpt.modules.base import ENSEMBLE, _plain
 from metatpt.types import Adaptation, Batch
 from metatpt.views import ViewBounds
 
@@ -146,6 +148,26 @@ def test_a_checkpoint_holds_the_prompt_alone_and_no_code(tiny_clip_folder: Path,
     torch.testing.assert_close(again.prompt.tuned["context"], module.prompt.tuned["context"])
 
 
+class Kind(enum.Enum):
+    A = "a"
+
+
+def test_options_of_any_type_load_without_code(tmp_path: Path) -> None:
+    options = {
+        "path": Path("x/y"),
+        "kind": Kind.A,
+        "list": [1, Path("z")],
+        "bounds": ViewBounds(),
+        "none": None,
+        "f": 0.5,
+    }
+    torch.save(_plain(options), tmp_path / "options.ckpt")
+    loaded = torch.load(tmp_path / "options.ckpt", weights_only=True)
+    assert loaded == {
+        "path": "x/y", "kind": "a", "list": [1, "z"], "bounds": vars(ViewBounds()), "none": None, "f": 0.5
+    }  # fmt: skip
+
+
 def test_checkpoints_that_do_not_fit(tiny_clip_folder: Path, tmp_path: Path) -> None:
     module = TPTModule(clip=str(tiny_clip_folder), class_names=NAMES)
     checkpoint = save(module, tmp_path / "a.ckpt")
@@ -182,3 +204,25 @@ def test_every_kind_of_tower_runs(tmp_path: Path, kind: str) -> None:
     result = module.process(make_batch(2, module.preprocessing.size))
     assert result.status == ["ok", "ok"]
     assert not torch.allclose(result.log_probs, result.averaged_log_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize(("text", "image"), [(64, 96), (96, 64)])
+def test_no_width_is_written_into_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: int, image: int
+) -> None:
+    config = copy.deepcopy(CONFIGS["openai_vit"])
+    config["text_cfg"]["width"], config["vision_cfg"]["width"] = text, image
+    monkeypatch.setitem(CONFIGS, "other_widths", config)
+    folder = str(save_folder("other_widths", tmp_path))
+    for kind in (TPTModule, MetaTPTModule):
+        module = kind(clip=folder, class_names=["cat", "ox"], n_views=3, outer_steps=1)
+        assert module.prompt.initial_state(2)["context"].shape == (2, 4, text)
+        assert module.process(make_batch(2, 32)).status == ["ok", "ok"]
+
+
+def test_second_order_in_chunks_of_one_picture(tiny_clip_folder: Path) -> None:
+    options = {"order": "second", "schedule": "nested", "n_views": 6, "selection": 0.5, "outer_steps": 2}
+    module = MetaTPTModule(clip=str(tiny_clip_folder), class_names=NAMES, **options).double()
+    whole = module.process(make_batch(2, 32))
+    module.clip.memory = 1  # byte: every picture and every prompt is a chunk of its own, recomputed
+    torch.testing.assert_close(module.process(make_batch(2, 32)).log_probs, whole.log_probs, rtol=1e-6, atol=1e-6)

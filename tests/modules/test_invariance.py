@@ -6,13 +6,15 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 
 from metatpt import Classifier
+from metatpt.callbacks import ResetPrompts
 from metatpt.cli import main
 from metatpt.datamodules import ShiftedShapesDataModule
-from metatpt.modules import AdaptationModule, MetaTPTModule, TPTModule, ViewAverageModule
+from metatpt.modules import AdaptationModule, MetaTPTModule, TPTModule, ViewAverageModule, ZeroShotModule
 
 
 def probabilities(module: AdaptationModule, batch_size: int, num_workers: int = 0) -> torch.Tensor:
@@ -70,3 +72,21 @@ def test_the_classifier_gives_the_numbers_of_the_command_line(tmp_path: Path) ->
     for row, adapted, zero_shot in zip(rows, result.probabilities, result.zero_shot_probabilities, strict=True):
         assert float(row["probability"]) == pytest.approx(float(adapted.max()), abs=1e-5)
         assert float(row["zero_shot_probability"]) == pytest.approx(float(zero_shot.max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("kind", [ZeroShotModule, TPTModule, MetaTPTModule])
+def test_towers_in_low_precision(kind: type[AdaptationModule], precision: str) -> None:
+    def top1(precision: str) -> torch.Tensor:
+        data = ShiftedShapesDataModule(shift="none", max_samples=24)
+        options = {} if kind is ZeroShotModule else {"n_views": 4}
+        module = kind(class_names=data.class_names, **options)
+        trainer = lightning.Trainer(
+            precision=precision, inference_mode=False, use_distributed_sampler=False, logger=False, accelerator="cpu",
+            callbacks=[ResetPrompts()], enable_progress_bar=False, enable_checkpointing=False,
+        )  # fmt: skip
+        results = trainer.predict(module, datamodule=data)
+        assert results is not None
+        return torch.cat([result.log_probs for result in results]).argmax(-1)
+
+    assert (top1(precision) == top1("32-true")).float().mean() >= 0.95

@@ -1,1 +1,0 @@
-"""The commands that need no Trainer: one typed function a file."""

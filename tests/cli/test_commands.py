@@ -44,13 +44,12 @@ def test_bare_command_is_metatpt_on_shifted_shapes_by_the_packaged_config(metatp
     assert config["trainer"]["inference_mode"] is False
 
 
-def test_default_config_names_classes_and_no_option_of_the_method():
+def test_default_config_names_classes_and_no_option():
     import metatpt
 
     default = yaml.safe_load((Path(metatpt.__file__).parent / "lightning_config.yaml").read_text())
     assert set(default) == {"model", "data"}
-    assert set(default["model"]) == {"class_path"}
-    assert set(default["data"]["init_args"]) == {"max_samples"}  # so that a bare run ends within minutes
+    assert all(set(section) == {"class_path"} for section in default.values())
 
 
 def test_validate_is_test_on_the_validation_split(metatpt: CommandLine):

@@ -317,9 +317,10 @@ def test_names_in_yaml_are_text(parse, flat, tmp_path):
         assert parse(f"--config={path.with_name('saved.yaml')}")[2].class_names == NAMES
 
 
-def test_options_of_the_base_reach_a_leaf(parse):
-    datamodule = parse("--data=PACSDataModule", "--data.root=x", "--data.domain=photo", "--data.max_samples=5")[2]
+def test_options_of_the_base_reach_a_leaf(parse, tmp_path):
+    root = f"--data.root={tmp_path}"
+    datamodule = parse("--data=PACSDataModule", root, "--data.domain=photo", "--data.max_samples=5")[2]
     assert isinstance(datamodule, PACSDataModule)
     assert (datamodule.domain, datamodule.max_samples, datamodule.batch_size) == ("photo", 5, 8)
     with pytest.raises(jsonargparse.ArgumentError, match="class_names"):
-        parse("--data=PACSDataModule", "--data.root=x", "--data.class_names=a,b")
+        parse("--data=PACSDataModule", root, "--data.class_names=a,b")

@@ -175,7 +175,7 @@ class TestDataModule:
         assert all(torch.equal(image, runs[1][index]) for index, image in runs[0].items())
 
     def test_validation_is_another_split(self):
-        module = self.module(shift="none", batch_size=1)
+        module = self.module(shift="none", batch_size=1, max_samples=None)
         module.setup()
         val, test = next(iter(module.val_dataloader())), next(iter(module.test_dataloader()))
         assert val.index == test.index == 0

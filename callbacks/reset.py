@@ -9,7 +9,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from metatpt.modules import AdaptationModule
-from metatpt.modules.base import check_choice
+from metatpt.modules.checks import check_choice
 
 Policy = Literal["episodic", "online"]
 
@@ -28,21 +28,13 @@ class ResetPrompts(Callback):
     def __init__(self, policy: Policy = "episodic") -> None:
         self.policy = check_choice("policy", policy, get_args(Policy))
 
-    def _start_run(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Forget an earlier run, and refuse a batch size or devices that a stream cannot have."""
         if not isinstance(pl_module, AdaptationModule):
             raise TypeError(
                 f"ResetPrompts resets an AdaptationModule of metatpt.modules, not {type(pl_module).__name__}"
             )
         pl_module.start_run(online=self.policy == "online")
-
-    def _start_batch(self, pl_module: lightning.LightningModule) -> None:
-        assert isinstance(pl_module, AdaptationModule)
-        pl_module.start_batch(carry=self.policy == "online")
-
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Refuse, before the first picture is read, a batch size or devices that a stream cannot have."""
-        self._start_run(trainer, pl_module)
-        assert isinstance(pl_module, AdaptationModule)
         if self.policy == "online" and pl_module.tunes:
             _log.info("policy online: the prompt is carried over from sample to sample; results depend on their order")
         what = pl_module.carries_over()
@@ -53,32 +45,7 @@ class ResetPrompts(Callback):
                 f"{trainer.world_size}"
             )
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Forget an earlier run."""
-        self._start_run(trainer, pl_module)
+    def _start_batch(self, trainer: lightning.Trainer, pl_module: AdaptationModule, *args: Any, **kwargs: Any) -> None:
+        pl_module.start_batch(carry=self.policy == "online")
 
-    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Forget an earlier run."""
-        self._start_run(trainer, pl_module)
-
-    def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Forget an earlier run."""
-        self._start_run(trainer, pl_module)
-
-    def on_validation_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        """Reset."""
-        self._start_batch(pl_module)
-
-    def on_test_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        """Reset."""
-        self._start_batch(pl_module)
-
-    def on_predict_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        """Reset."""
-        self._start_batch(pl_module)
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _start_batch  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from metatpt import modules
 from metatpt.datamodules.names import read_class_names
 from metatpt.images import Source, UnreadableImageError, collate, to_sample
 from metatpt.modules import AdaptationModule, ViewModule
-from metatpt.modules.base import check_choice, check_number
+from metatpt.modules.checks import check_choice, check_number
 from metatpt.types import Adaptation, Batch
 
 METHODS: dict[str, type[AdaptationModule]] = {

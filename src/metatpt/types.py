@@ -75,8 +75,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.path)
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The same batch with its tensors on `device`."""
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`; a copy to a GPU does not wait."""
+        non_blocking = torch.device(device).type == "cuda"  # the other way round it would hand out unwritten memory
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:

@@ -6,10 +6,9 @@ A method writes :meth:`AdaptationModule.adapt` and nothing else (``docs/write-a-
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning
@@ -178,9 +177,8 @@ class AdaptationModule(lightning.LightningModule, ABC):
         if not readable:
             reasons = [error or "filler" for error in batch.error]
             return Adaptation(nothing, nothing.clone(), status=["skipped"] * size, reason=reasons)
-        precision = _autocast_dtype(batch.image.device.type)
-        self.clip.autocast_dtype = precision
-        # Towers enter the trainer's precision themselves; prompts, softmax, losses and optimisers stay in float32.
+        self.clip.autocast_dtype = _autocast_dtype(batch.image.device.type)
+        # Towers enter the trainer's precision themselves; nothing else runs in it.
         with torch.enable_grad(), torch.autocast(batch.image.device.type, enabled=False):
             whole = len(readable) == size
             result = self.adapt(batch if whole else batch.select(readable))
@@ -314,30 +312,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return _plain(value.value)
     return value if value is None or isinstance(value, (bool, int, float, str, Tensor)) else str(value)
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
-    """`value`, if it is one of `choices`.
-
-    Raises:
-        ValueError: Naming the option, the value, the choices and the nearest one.
-    """
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}{hint}")
-    return value
-
-
-def check_number(name: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
-    """Refuse a number outside of [low, high], or (low, high].
-
-    Raises:
-        ValueError: Naming the option, the value and the range.
-    """
-    if not (value > low if open_low else value >= low) or value > high or value != value:
-        up_to = "" if high == float("inf") else f" and at most {high}"
-        raise ValueError(f"{name} is {value}; expected a number {'above' if open_low else 'of at least'} {low}{up_to}")
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:

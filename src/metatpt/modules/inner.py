@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import higher
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metatpt.functional import normalise
 
 InnerOptimizer = Literal["normalised_sgd", "sgd", "adam"]
+ViewSteps = AbstractContextManager[tuple[Callable[[], Tensor], Callable[[Tensor], None]]]
 
 
 class _Views(nn.Module):
@@ -26,31 +27,10 @@ class _Views(nn.Module):
         return self.raw
 
 
-class ViewSteps:
-    """View parameters of B samples under way; each sample and view steps on its own.
-
-    Attributes:
-        raw: ``[B, K, 6]``: where they are now.
-    """
-
-    def __init__(self, functional: Callable[[], Tensor], step: Callable[[Tensor], None]) -> None:
-        self._functional = functional
-        self._step = step
-
-    @property
-    def raw(self) -> Tensor:
-        """Where the views are now, ``[B, K, 6]``."""
-        return self._functional()
-
-    def step(self, loss: Tensor) -> None:
-        """Step down the gradient of a loss, summed over samples."""
-        self._step(loss)
-
-
 @contextmanager
 def view_steps(
     raw: Tensor, optimizer: InnerOptimizer, lr: float, momentum: float, differentiable: bool
-) -> Iterator[ViewSteps]:
+) -> Iterator[tuple[Callable[[], Tensor], Callable[[Tensor], None]]]:
     """A fresh inner optimiser for the views of a batch.
 
     Args:
@@ -59,6 +39,10 @@ def view_steps(
         lr: In units of raw parameters.
         momentum: Of the two kinds of SGD.
         differentiable: Keep the steps on the tape, so that what follows can be differentiated through them.
+
+    Yields:
+        Where the views are now, ``[B, K, 6]``, as a function without arguments; and a function that steps down the
+        gradient of a loss, summed over samples.
     """
     views = _Views(raw)
     base: torch.optim.Optimizer
@@ -76,4 +60,4 @@ def view_steps(
         def step(loss: Tensor) -> None:
             fast.step(loss, grad_callback=per_view if optimizer == "normalised_sgd" else None)
 
-        yield ViewSteps(functional, step)
+        yield functional, step

@@ -18,7 +18,7 @@ from metatpt.functional import (
     uniform_weights,
 )
 
-from .base import check_choice
+from .checks import check_choice
 
 
 @dataclass

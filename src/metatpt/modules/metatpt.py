@@ -19,8 +19,8 @@ from metatpt.prompts import Head
 from metatpt.types import Adaptation, Batch, State
 from metatpt.views import clamp_start
 
-from .base import check_choice, check_number
-from .inner import InnerOptimizer, view_steps
+from .checks import check_choice, check_number
+from .inner import InnerOptimizer, ViewSteps, view_steps
 from .losses import INNER, OUTER, Predictions, combine, teacher, weighted_losses
 from .tuning import PromptTuningModule
 from .views import Look
@@ -42,6 +42,10 @@ class Learned:
 
     raw: Tensor | None
     features: Tensor
+
+    def detach(self) -> Learned:
+        """The same views off the tape."""
+        return Learned(None if self.raw is None else self.raw.detach(), self.features.detach())
 
 
 class MetaTPTModule(PromptTuningModule):
@@ -123,32 +127,32 @@ class MetaTPTModule(PromptTuningModule):
 
     # The two loops
 
-    def inner_loop(self, batch: Batch, look: Look, state: State | None) -> Learned:
+    def inner_loop(self, batch: Batch | None, look: Look, state: State | None) -> Learned:
         """Learn the views of S under a prompt, from their start, with a fresh optimiser.
 
-        With ``order: second`` what it returns is a differentiable function of `state`.
+        With ``order: second`` what it returns is a differentiable function of `state`. Only fixed views need no batch.
         """
-        assert look.raw is not None
         if self.augmentation == "fixed" or not self.inner_steps:
             return Learned(look.raw, take_views(look.features, look.chosen))
+        assert batch is not None
+        assert look.raw is not None
         second = self.order == "second" and state is not None
         with torch.set_grad_enabled(second):
             head = self.prompt.head(state)
-            anchor = self.log_probs(head, look.features[:, :1])
         self.clip.double_backward = second
         try:
-            with view_steps(look.raw, self.inner_optimizer, self.inner_lr, self.inner_momentum, second) as views:
+            with self._view_steps(look.raw, second) as (views, step):
                 for _ in range(self.inner_steps):
-                    features = self.prompt.encode(self.selected_pixels(batch, look, views.raw), state)
-                    loss = combine(self.inner_weights, INNER, self._predict_views(head, features, anchor, look))
-                    views.step(loss.sum())
-                raw = views.raw
+                    features = self._encode_selected(batch, look, views(), state)
+                    step(combine(self.inner_weights, INNER, self._predict_views(head, features, look)).sum())
+                raw = views()
         finally:
             self.clip.double_backward = False
         if self.augmentation == "random_step":
             raw = self._random_step(batch, look, raw)
         with torch.set_grad_enabled(second):
-            return Learned(raw if second else raw.detach(), self._encode_selected(batch, look, raw, state))
+            learned = Learned(raw, self._encode_selected(batch, look, raw, state))
+        return learned if second else learned.detach()
 
     def outer_loop(self, batch: Batch | None, look: Look, state: State) -> tuple[State, Learned, dict[str, Tensor]]:
         """Tune the prompt on the views; returns it with the views as they ended, and diagnostics."""
@@ -157,22 +161,17 @@ class MetaTPTModule(PromptTuningModule):
 
         def loss(state: State, step: int) -> Tensor:
             nonlocal learned, target
-            features = learned.features if learned is not None else None
             if learned is None or self.schedule == "nested":
-                learned = self._learn(batch, look, state)
-                features = learned.features
-                learned = Learned(learned.raw.detach() if learned.raw is not None else None, features.detach())
-            assert features is not None
-            head = self.prompt.head(state)
-            predictions = self._predict_views(head, features, self.log_probs(head, look.features[:, :1]), look)
-            if target is None:
-                target = teacher(predictions.log_probs, look.counted)
+                learned = self.inner_loop(batch, look, state)
+            predictions = self._predict_views(self.prompt.head(state), learned.features, look)
+            learned = learned.detach()  # a later step on these views does not flow through the loop that made them
+            target = teacher(predictions.log_probs, look.counted) if target is None else target
             predictions.teacher = target
             return combine(self.outer_weights, OUTER, predictions)
 
         state, diagnostics = self.tune(state, loss)
         if learned is None:  # no outer step was asked for
-            learned = self._learn(batch, look, None)
+            learned = self.inner_loop(batch, look, None)
         return state, learned, diagnostics
 
     def joint_loop(self, batch: Batch, look: Look, state: State) -> tuple[State, Learned, dict[str, Tensor]]:
@@ -180,27 +179,26 @@ class MetaTPTModule(PromptTuningModule):
         assert look.raw is not None
         rates, memory, losses = self.rates(state), dict[str, State](), list[Tensor]()
         target: Tensor | None = None
-        with view_steps(look.raw, self.inner_optimizer, self.inner_lr, self.inner_momentum, False) as views:
+        moves = self.augmentation != "fixed"
+        with self._view_steps(look.raw, False) as (views, step_views):
             for step in range(1, self.outer_steps + 1):
                 state = {name: value.detach().requires_grad_() for name, value in state.items()}
-                head = self.prompt.head(state)
-                if self.augmentation == "fixed":
-                    features = take_views(look.features, look.chosen)
+                if moves:
+                    features = self._encode_selected(batch, look, views(), state)
                 else:
-                    features = self.prompt.encode(self.selected_pixels(batch, look, views.raw), state)
-                predictions = self._predict_views(head, features, self.log_probs(head, look.features[:, :1]), look)
+                    features = take_views(look.features, look.chosen)
+                predictions = self._predict_views(self.prompt.head(state), features, look)
                 target = teacher(predictions.log_probs, look.counted) if target is None else target
                 predictions.teacher = target
                 loss = combine(self.inner_weights, INNER, predictions)
                 loss = loss + combine(self.outer_weights, OUTER, predictions)
-                moves = self.augmentation != "fixed"
                 gradients = torch.autograd.grad(loss.sum(), list(state.values()), retain_graph=moves)
                 if moves:
-                    views.step(loss.sum())
+                    step_views(loss.sum())
                 losses.append(loss.detach())
                 given = dict(zip(state, gradients, strict=True))
                 state = outer_step(self.outer_optimizer, state, given, memory, rates, step)
-            raw = views.raw.detach()
+            raw = views().detach()
         state = {name: value.detach() for name, value in state.items()}
         with torch.no_grad():
             learned = Learned(raw, self._encode_selected(batch, look, raw, state))
@@ -260,10 +258,8 @@ class MetaTPTModule(PromptTuningModule):
         if bool(added.isfinite().all()):
             self._offset = added if self._offset is None else self._offset + added
 
-    def _learn(self, batch: Batch | None, look: Look, state: State | None) -> Learned:
-        if batch is None:
-            return Learned(None, take_views(look.features, look.chosen))
-        return self.inner_loop(batch, look, state)
+    def _view_steps(self, raw: Tensor, differentiable: bool) -> ViewSteps:
+        return view_steps(raw, self.inner_optimizer, self.inner_lr, self.inner_momentum, differentiable)
 
     def _random_step(self, batch: Batch, look: Look, raw: Tensor) -> Tensor:
         """As far as the inner loop went, in a random direction of (seed, index)."""
@@ -282,19 +278,18 @@ class MetaTPTModule(PromptTuningModule):
     def _encode_selected(self, batch: Batch, look: Look, raw: Tensor, state: State | None) -> Tensor:
         return self.prompt.encode(self.selected_pixels(batch, look, raw), state)
 
-    def _predict_views(self, head: Head, features: Tensor, original: Tensor, look: Look) -> Predictions:
-        """Predictions for views of S; `original` is the original's, ``[B, 1, C]``."""
-        log_probs = torch.cat([original, self.log_probs(head, features)], dim=1)
-        return Predictions(log_probs, features, look.counted)
+    def _predict_views(self, head: Head, features: Tensor, look: Look) -> Predictions:
+        """Predictions for the original and for views of S, given as ``[B, K, D]``."""
+        log_probs = [self.log_probs(head, each) for each in (look.features[:, :1], features)]
+        return Predictions(torch.cat(log_probs, dim=1), features, look.counted)
 
     def _conclude_tuned(
         self, look: Look, learned: Learned, state: State, pixels: Tensor | None, diagnostics: Mapping[str, Tensor]
     ) -> Adaptation:
         with torch.no_grad():
-            head = self.prompt.head(state)
-            original = self.log_probs(head, look.features[:, :1])
+            predictions = self._predict_views(self.prompt.head(state), learned.features, look)
             if self.predict == "original":
-                log_probs = original[:, 0]
+                log_probs = predictions.original[:, 0]
             else:
-                log_probs = self.ensemble(look, torch.cat([original, self.log_probs(head, learned.features)], dim=1))
+                log_probs = self.ensemble(look, predictions.log_probs)
         return self.conclude(look, log_probs, pixels, **diagnostics)

@@ -11,7 +11,7 @@ from torch import Tensor
 from metatpt.functional import outer_step
 from metatpt.types import State
 
-from .base import check_choice, check_number
+from .checks import check_choice, check_number
 from .views import ViewModule
 
 OuterOptimizer = Literal["adamw", "sgd", "normalised_sgd"]

@@ -14,7 +14,8 @@ from metatpt.views import N_PARAMETERS, ViewBounds, affine, bounded, sample_view
 from metatpt.views.sampling import Init
 from metatpt.views.warp import Padding
 
-from .base import AdaptationModule, check_choice, check_number
+from .base import AdaptationModule
+from .checks import check_choice, check_number
 
 
 @dataclass
@@ -38,10 +39,6 @@ class Look:
     raw: Tensor | None
     flip: Tensor | None
     seen: Tensor | None
-
-    def with_original(self, values: Tensor, of_original: Tensor) -> Tensor:
-        """``[B, 1 + K, ...]``: the original's value before those of S."""
-        return torch.cat([of_original[:, None], values], dim=1)
 
     @property
     def counted(self) -> Tensor:
@@ -136,7 +133,8 @@ class ViewModule(AdaptationModule):
 
     def averaged(self, look: Look) -> Tensor:
         """The free control: the ensemble at the initial prompt and the initial views."""
-        return self.ensemble(look, look.with_original(take_views(look.log_probs, look.chosen), look.log_probs[:, 0]))
+        selected = take_views(look.log_probs, look.chosen)
+        return self.ensemble(look, torch.cat([look.log_probs[:, :1], selected], dim=1))
 
     def conclude(self, look: Look, log_probs: Tensor, views: Tensor | None, **diagnostics: Tensor) -> Adaptation:
         """An adaptation whose prediction is `log_probs` ``[B, C]``."""

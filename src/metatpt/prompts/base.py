@@ -36,15 +36,19 @@ class PromptLearner(nn.Module, ABC):
 
     Args:
         clip: The frozen model.
+        column: ``[C]``: the row of each class among the different prompts.
     """
 
+    column: Tensor
     reaches_pixels: bool = False
     """Whether a state changes how pictures are encoded."""
 
-    def __init__(self, clip: FrozenCLIP) -> None:
+    def __init__(self, clip: FrozenCLIP, column: Tensor) -> None:
         super().__init__()
         self.clip = clip
+        self.register_buffer("column", column, persistent=False)
         self.tuned = TunedParameters()
+        self._kept: tuple[object, Tensor] | None = None
 
     def initial_state(self, batch_size: int) -> State:
         """The parameters, repeated for each sample."""
@@ -70,6 +74,15 @@ class PromptLearner(nn.Module, ABC):
         # in a gradient by 1e5 within a few steps. The views of one sample are many enough to fill a device.
         return torch.stack([self.clip.encode_image(each) for each in views])
 
+    def kept(self, compute: Callable[[], Tensor]) -> Tensor:
+        """Class features of the initial state: computed once for the parameters, device and precision at hand."""
+        versions = [value._version for value in self.tuned.values()]
+        key = (self.column.device, self.clip.dtype, versions)
+        if self._kept is None or self._kept[0] != key:
+            with torch.no_grad():
+                self._kept = key, compute()
+        return self._kept[1]
+
     @abstractmethod
     def head(self, state: State | None = None) -> Head:
         """What turns encoded views into logits.
@@ -77,3 +90,17 @@ class PromptLearner(nn.Module, ABC):
         Args:
             state: Of B samples; None for the initial state, whose class features are computed once and kept.
         """
+
+
+def class_head(class_features: Tensor, scale: float, column: Tensor) -> Head:
+    """Cosine logits: class features ``[U, D]`` or ``[B, U, D]``, of which class c has row ``column[c]``.
+
+    Equal prompts share a row and so tie to the last bit, whatever the batch size and device.
+    """
+
+    def logits(features: Tensor) -> Tensor:
+        # A product per sample, so that its rounding does not depend on the batch size; never in autocast's precision.
+        with torch.autocast(features.device.type, enabled=False):
+            return (scale * features @ class_features.expand(len(features), -1, -1).mT)[..., column]
+
+    return logits

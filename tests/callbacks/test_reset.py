@@ -97,6 +97,19 @@ def test_a_forgotten_reset_is_an_error(tiny_clip_folder: Path, step: str) -> Non
     assert trainer().predict(zero_shot, loader([make_batch(1, 32)]))
 
 
+def test_one_reset_serves_one_batch(tiny_clip_folder: Path) -> None:
+    class Once(lightning.Callback):
+        def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+            if batch_idx == 0:
+                pl_module.start_batch(carry=False)
+
+    module = TPTModule(clip=str(tiny_clip_folder), **OPTIONS)
+    batch = make_batch(2, 32)
+    assert trainer(Once()).predict(module, loader([batch.select([0])]))
+    with pytest.raises(RuntimeError, match="was not reset before this batch"):
+        trainer(Once()).predict(module, loader([batch.select([0]), batch.select([1])]))
+
+
 def test_inference_mode_is_an_error(tiny_clip_folder: Path) -> None:
     module = MetaTPTModule(clip=str(tiny_clip_folder), **OPTIONS)
     with pytest.raises(RuntimeError, match=r"use Trainer\(inference_mode=False\)"):

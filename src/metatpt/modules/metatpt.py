@@ -164,7 +164,7 @@ class MetaTPTModule(PromptTuningModule):
             if learned is None or self.schedule == "nested":
                 learned = self.inner_loop(batch, look, state)
             predictions = self._predict_views(self.prompt.head(state), learned.features, look)
-            learned = learned.detach()  # a later step on these views does not flow through the loop that made them
+            learned = learned.detach()  # frees the tape: no later step's gradient goes through it
             target = teacher(predictions.log_probs, look.counted) if target is None else target
             predictions.teacher = target
             return combine(self.outer_weights, OUTER, predictions)

@@ -205,7 +205,7 @@ def test_types_in_words(kind: object, text: str):
 def test_checks_are_told_from_errors_of_libraries():
     import torch
 
-    from metatpt.modules.base import check_number
+    from metatpt.modules.checks import check_number
 
     with pytest.raises(ValueError, match="n is") as check:
         check_number("n", -1, 0)

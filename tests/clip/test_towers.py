@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers.models import CONFIGS, frozen
 
+from metatpt.clip.budget import Budget
 from metatpt.clip.packed import PackedPrompts, packable
 from metatpt.clip.text import token_embedding
 
@@ -48,11 +49,11 @@ def plain_features(clip, tokens, context):
     return F.normalize(torch.stack(rows), dim=-1).unflatten(0, (len(context), -1))
 
 
-@pytest.mark.parametrize("memory", [2048, 0])
+@pytest.mark.parametrize("memory", [2**32, 1])
 @pytest.mark.parametrize("kind", KINDS)
 def test_tuned_context_and_its_gradient(kind: str, memory: int) -> None:
     clip = frozen(kind)
-    clip.memory = memory * 2**20  # 0: every prompt is a chunk of its own, recomputed in the backward pass
+    clip.budget = Budget(memory)  # 1: every prompt is a chunk of its own, recomputed in the backward pass
     tokens = clip.tokenize("a photo of a {}.", NAMES)
     torch.manual_seed(1)
     context = clip.embed_context(tokens)[None] + 0.1 * torch.randn(
@@ -112,8 +113,8 @@ def test_image_features_equal_encode_image_and_its_gradient(kind: str) -> None:
     expected = F.normalize(clip.model.encode_image((images - mean) / std), dim=-1)
     weight = torch.randn_like(expected)
     (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), images)
-    for memory in (2048 * 2**20, 1):  # all at once, and one picture at a time
-        clip.memory = memory
+    for memory in (2**32, 1):  # all at once, and one picture at a time
+        clip.budget = Budget(memory)
         features = clip.encode_image(images)
         torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
         (gradient,) = torch.autograd.grad((features * weight).sum(), images)
@@ -128,8 +129,8 @@ def test_second_derivative_through_recomputed_chunks(kind: str) -> None:
     torch.manual_seed(0)
     images = torch.rand(2, 3, size, size, requires_grad=True)
     results = []
-    for memory in (2048 * 2**20, 1):
-        clip.memory = memory
+    for memory in (2**32, 1):
+        clip.budget = Budget(memory)
         features = clip.encode_image(images)
         (first,) = torch.autograd.grad(features.square()[:, :4].sum(), images, create_graph=True)
         results.append(torch.autograd.grad(first.square().sum(), images)[0])

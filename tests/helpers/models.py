@@ -76,7 +76,7 @@ def build(kind: str, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
-def frozen(kind: str, seed: int = 0, memory: int = 2048) -> FrozenCLIP:
+def frozen(kind: str, seed: int = 0, memory: int = 4096) -> FrozenCLIP:
     """A small random model, frozen."""
     model = build(kind, seed)
     size = CONFIGS[kind]["vision_cfg"]["image_size"]

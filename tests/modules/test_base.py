@@ -13,6 +13,8 @@ from helpers.batches import NAMES, make_batch
 from helpers.models import CONFIGS, save_folder
 from torch import Tensor
 
+from metatpt.clip.budget import Budget
+from metatpt.clip.text import FLOATS_PER_TOKEN
 from metatpt.modules import AdaptationModule, MetaTPTModule, TPTModule, ViewAverageModule, ZeroShotModule
 from metatpt.modules.base import ENSEMBLE, _plain
 from metatpt.types import Adaptation, Batch
@@ -224,5 +226,27 @@ def test_second_order_in_chunks_of_one_picture(tiny_clip_folder: Path) -> None:
     options = {"order": "second", "schedule": "nested", "n_views": 6, "selection": 0.5, "outer_steps": 2}
     module = MetaTPTModule(clip=str(tiny_clip_folder), class_names=NAMES, **options).double()
     whole = module.process(make_batch(2, 32))
-    module.clip.memory = 1  # byte: every picture and every prompt is a chunk of its own, recomputed
+    module.clip.budget = Budget(1)  # byte: every picture and every prompt is a chunk of its own, recomputed
     torch.testing.assert_close(module.process(make_batch(2, 32)).log_probs, whole.log_probs, rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_kept_for_the_backward_pass_does_not_hang_on_the_batch(tiny_clip_folder: Path) -> None:
+    """Graphs of B samples are held together: one that fits alone is recomputed where eight like it would not fit."""
+    module = TPTModule(clip=str(tiny_clip_folder), class_names=NAMES, n_views=2)
+    calls = []
+    module.clip.model.transformer.resblocks[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+
+    def passes(total: int, batch_size: int) -> int:
+        module.clip.budget = Budget(total)
+        module.process(make_batch(batch_size, 32))
+        calls.clear()
+        module.process(make_batch(batch_size, 32))
+        return len(calls)
+
+    layout = module.prompt._layout
+    graph = sum(layout.tail) * FLOATS_PER_TOKEN * 4 * 32 * 3
+    roomy, tight = 16 * graph, 4 * graph
+    assert Budget(tight).chunk(graph) > 1
+    assert passes(tight, 1) > passes(roomy, 1)
+    for total in (roomy, tight):
+        assert passes(total, 5) == 5 * passes(total, 1)

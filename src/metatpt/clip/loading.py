@@ -32,7 +32,7 @@ _CONFIG = "open_clip_config.json"
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 
 
-def load_clip(name: str = "builtin", pretrained: str | None = None, memory: int = 2048) -> FrozenCLIP:
+def load_clip(name: str = "builtin", pretrained: str | None = None, memory: int = 4096) -> FrozenCLIP:
     """Load a model and freeze it.
 
     Args:

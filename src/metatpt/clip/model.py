@@ -15,12 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from metatpt.types import Preprocessing
 
+from .budget import Budget
 from .packed import PackedPrompts, packable
-from .text import hooked_features, token_embedding
+from .text import FLOATS_PER_TOKEN, hooked_features, token_embedding
 from .tokens import PromptTokens, Tokenizer, tokenize_prompts
 
 _MEGABYTE = 2**20
-_FORWARD_ONLY = 8  # a forward pass without a graph holds at most about this fraction of what the graph keeps
+_FORWARD_ONLY = 8  # a pass without a graph holds at most about this fraction of what the graph keeps
 
 
 class FrozenCLIP(nn.Module):
@@ -33,8 +34,8 @@ class FrozenCLIP(nn.Module):
         name: How the user named it.
         pretrained: Tag or file of the weights.
         known_words: The words that it was trained on, or None where it knows any.
-        memory: Megabytes that activations kept for a backward pass may take, about. More pictures or classes than
-            fit go through in chunks, recomputed in the backward pass.
+        memory: Megabytes that activations may take, about, with up to 8 samples at once. What needs more goes through
+            in chunks, recomputed in the backward pass.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class FrozenCLIP(nn.Module):
         name: str = "",
         pretrained: str | None = None,
         known_words: frozenset[str] | None = None,
-        memory: int = 2048,
+        memory: int = 4096,
     ) -> None:
         super().__init__()
         if memory < 1:
@@ -56,10 +57,10 @@ class FrozenCLIP(nn.Module):
         self.name = name
         self.pretrained = pretrained
         self.known_words = known_words
-        self.memory = memory * _MEGABYTE
+        self.budget = Budget(memory * _MEGABYTE)
         self.autocast_dtype: torch.dtype | None = None
         self.double_backward = False
-        self._bytes_per_picture: dict[torch.dtype, int] = {}
+        self._measured: dict[torch.dtype, int] = {}
         self._normalisation: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def train(self, mode: bool = True) -> FrozenCLIP:
@@ -109,10 +110,11 @@ class FrozenCLIP(nn.Module):
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"Expected images of shape [N, 3, {size}, {size}], got {list(images.shape)}")
         graph = torch.is_grad_enabled() and images.requires_grad
-        chunk = self._pictures_per_chunk(images, graph)
+        each = self._bytes_per_picture(images)
+        recompute = graph and self.budget.recompute(len(images), each)
         features = []
-        for part in images.split(chunk):
-            if graph and len(images) > chunk:
+        for part in images.split(self.budget.chunk(each if graph else each // _FORWARD_ONLY)):
+            if recompute:
                 features.append(checkpoint(self._encode_image, part, use_reentrant=False))
             else:
                 features.append(self._encode_image(part))
@@ -132,9 +134,9 @@ class FrozenCLIP(nn.Module):
             self._normalisation[key] = images.new_tensor(mean).view(3, 1, 1), images.new_tensor(std).view(3, 1, 1)
         return self._normalisation[key]
 
-    def _pictures_per_chunk(self, images: Tensor, graph: bool) -> int:
-        if images.dtype not in self._bytes_per_picture:
-            # What autograd keeps for one picture, measured: it serves every tower.
+    def _bytes_per_picture(self, images: Tensor) -> int:
+        """What autograd keeps for one picture, measured: it serves every tower."""
+        if images.dtype not in self._measured:
             kept: dict[int, int] = {}
 
             def keep(tensor: Tensor) -> Tensor:
@@ -147,9 +149,8 @@ class FrozenCLIP(nn.Module):
             with torch.inference_mode(False), torch.enable_grad(), hooks:
                 self._encode_image(images[:1].detach().clone().requires_grad_())
             total = sum(size for pointer, size in kept.items() if pointer not in weights)
-            self._bytes_per_picture[images.dtype] = max(1, total)
-        budget = self.memory if graph else _FORWARD_ONLY * self.memory
-        return max(1, budget // self._bytes_per_picture[images.dtype])
+            self._measured[images.dtype] = max(1, total)
+        return self._measured[images.dtype]
 
     # Text
 
@@ -179,16 +180,16 @@ class FrozenCLIP(nn.Module):
             where the towers are).
         """
         if isinstance(prompts, PackedPrompts):
-            features = prompts.features(context, self.memory, self._tower)
+            features = prompts.features(context, self.budget, self._tower)
         else:
-            features = hooked_features(self.model, prompts, context, self._prompts_per_chunk(prompts), self._tower)
+            each = self._bytes_per_prompt(prompts)
+            features = hooked_features(self.model, prompts, context, each, self.budget, self._tower)
         return _unit(features, self.head_dtype)
 
-    def _prompts_per_chunk(self, tokens: PromptTokens) -> int:
+    def _bytes_per_prompt(self, tokens: PromptTokens) -> int:
         table = token_embedding(self.model).weight
         blocks = sum(1 for name, _ in self.model.named_modules() if name.endswith(("ln_2", "output.LayerNorm")))
-        per_prompt = 20 * table.shape[1] * table.element_size() * max(1, blocks) * tokens.ids.shape[1]
-        return max(1, self.memory // per_prompt)
+        return FLOATS_PER_TOKEN * table.shape[1] * table.element_size() * max(1, blocks) * tokens.ids.shape[1]
 
     @contextmanager
     def _tower(self) -> Iterator[None]:

@@ -17,10 +17,9 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .text import Guard, text_tower
+from .budget import Budget
+from .text import FLOATS_PER_TOKEN, Guard, text_tower
 from .tokens import PromptTokens
-
-_FLOATS_PER_TOKEN = 20  # kept for the backward pass, in widths, a block: norms, q k v, attention, the two dense layers
 
 
 def packable(model: nn.Module) -> bool:
@@ -60,13 +59,13 @@ class PackedPrompts:
         self.tail = [tail[row] for row in self.order]
         self.tail_ids = [ids[row, self.prefix : self.prefix + tail[row]] for row in self.order]
 
-    def features(self, context: Tensor | None, memory: int, guard: Guard) -> Tensor:
+    def features(self, context: Tensor | None, budget: Budget, guard: Guard) -> Tensor:
         """Text features.
 
         Args:
             context: ``[B, n_context, d]``, or None for the words of the prompts themselves.
-            memory: Bytes that activations kept for the backward pass may take, about; where all classes need more
-                they go through in chunks that are recomputed in the backward pass.
+            budget: Of memory; where all classes need more they go through in chunks that are recomputed in the
+                backward pass.
             guard: Context manager to run the tower in, in the recomputation as well.
 
         Returns:
@@ -84,17 +83,15 @@ class PackedPrompts:
         with guard():
             cached = self._encode_prefix(embedded + tower.positional_embedding[: self.prefix].to(embedded.dtype))
         width = embedded.shape[-1]
-        per_token = _FLOATS_PER_TOKEN * width * embedded.element_size() * len(tower.transformer.resblocks)
-        budget = max(1, memory // (per_token * batch))
-        chunks = self._chunks(budget)
-        recompute = torch.is_grad_enabled() and context is not None and len(chunks) > 1
+        per_token = batch * FLOATS_PER_TOKEN * width * embedded.element_size() * len(tower.transformer.resblocks)
+        recompute = torch.is_grad_enabled() and context is not None and budget.recompute(sum(self.tail), per_token)
 
         def encode(first: int, last: int, *cached: Tensor) -> Tensor:
             with guard():
                 return self._encode_tails(first, last, *cached)
 
         results = []
-        for first, last in chunks:
+        for first, last in self._chunks(budget.chunk(per_token)):  # the same with and without a graph, to the last bit
             if recompute:
                 # Non-reentrant: the reentrant kind cannot be used with autograd.grad.
                 results.append(checkpoint(encode, first, last, *cached, use_reentrant=False))
@@ -104,10 +101,10 @@ class PackedPrompts:
         back = torch.tensor(self.order, device=device).argsort()
         return sorted_features[:, back]
 
-    def _chunks(self, budget: int) -> list[tuple[int, int]]:
+    def _chunks(self, tokens: int) -> list[tuple[int, int]]:
         chunks, first, held = [], 0, 0
         for row, length in enumerate(self.tail):
-            if held + length > budget and row > first:
+            if held + length > tokens and row > first:
                 chunks.append((first, row))
                 first, held = row, 0
             held += length

@@ -15,7 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .budget import Budget
 from .tokens import PromptTokens
+
+FLOATS_PER_TOKEN = 20
+"""Kept for the backward pass, in widths, a block: norms, q k v, attention, the two dense layers."""
 
 Guard = Callable[[], AbstractContextManager[None]]
 
@@ -38,7 +42,7 @@ def token_embedding(model: nn.Module) -> nn.Embedding:
 
 
 def hooked_features(
-    model: Any, tokens: PromptTokens, context: Tensor | None, rows_per_chunk: int, guard: Guard
+    model: Any, tokens: PromptTokens, context: Tensor | None, bytes_per_row: int, budget: Budget, guard: Guard
 ) -> Tensor:
     """Text features through open_clip's own forward.
 
@@ -46,7 +50,8 @@ def hooked_features(
         model: An open_clip model.
         tokens: Prompts of U different classes.
         context: ``[B, n_context, d]``, or None for the words of the prompts themselves.
-        rows_per_chunk: Prompts that go through at once; more are recomputed in the backward pass, chunk by chunk.
+        bytes_per_row: What the graph of a prompt keeps.
+        budget: Of memory; what needs more goes through in chunks that are recomputed in the backward pass.
         guard: Context manager to run the tower in, in the recomputation as well.
 
     Returns:
@@ -73,11 +78,13 @@ def hooked_features(
         finally:
             handle.remove()
 
+    rows_per_chunk = budget.chunk(bytes_per_row)
+    recompute = torch.is_grad_enabled() and context is not None and budget.recompute(len(rows), bytes_per_row)
     chunks = []
     for first in range(0, len(rows), rows_per_chunk):
         part = slice(first, first + rows_per_chunk)
         vectors = None if context is None else context[owner[part]]
-        if torch.is_grad_enabled() and vectors is not None and len(rows) > rows_per_chunk:
+        if recompute:
             # Non-reentrant: the reentrant kind cannot be used with autograd.grad.
             chunks.append(checkpoint(encode, rows[part], vectors, use_reentrant=False))
         else:

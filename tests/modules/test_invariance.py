@@ -49,6 +49,19 @@ def test_batch_size(kind: type[AdaptationModule], options: dict[str, Any], threa
         torch.set_num_threads(before)
 
 
+def test_an_earlier_run_in_another_precision_leaves_nothing() -> None:
+    """Class features are kept, but not from one precision to another."""
+
+    def low(module: AdaptationModule) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return probabilities(module, 8)
+
+    names = ShiftedShapesDataModule().class_names
+    used = ZeroShotModule(class_names=names)
+    probabilities(used, 8)
+    assert torch.equal(low(used), low(ZeroShotModule(class_names=names)))
+
+
 def test_workers() -> None:
     module = MetaTPTModule(class_names=ShiftedShapesDataModule().class_names, n_views=8, outer_steps=2)
     torch.testing.assert_close(probabilities(module, 4, 2), probabilities(module, 4), atol=1e-6, rtol=0)

@@ -77,7 +77,7 @@ class PromptLearner(nn.Module, ABC):
     def kept(self, compute: Callable[[], Tensor]) -> Tensor:
         """Class features of the initial state: computed once for the parameters, device and precision at hand."""
         versions = [value._version for value in self.tuned.values()]
-        key = (self.column.device, self.clip.dtype, versions)
+        key = (self.column.device, self.clip.dtype, self.clip.autocast_dtype, versions)
         if self._kept is None or self._kept[0] != key:
             with torch.no_grad():
                 self._kept = key, compute()

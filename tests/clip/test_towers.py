@@ -121,6 +121,19 @@ def test_image_features_equal_encode_image_and_its_gradient(kind: str) -> None:
         assert (gradient - expected_gradient).abs().max() <= 1e-4 * expected_gradient.abs().max()
 
 
+def test_pictures_that_would_not_fit_eight_times_are_recomputed() -> None:
+    clip = frozen("openai_vit")
+    images = torch.rand(3, 3, 32, 32, requires_grad=True)
+    graph = 3 * clip._bytes_per_picture(images)
+    sizes = []
+    clip.model.visual.transformer.resblocks[0].register_forward_hook(lambda m, args, out: sizes.append(len(out)))
+    for total, expected in ((16 * graph, [3]), (4 * graph, [3, 3]), (graph, [1, 1, 1, 1, 1, 1])):
+        clip.budget = Budget(total)
+        sizes.clear()
+        torch.autograd.grad(clip.encode_image(images).sum(), images)
+        assert sizes == expected
+
+
 @pytest.mark.parametrize("kind", ["openai_vit", "modified_resnet", "timm"])
 def test_second_derivative_through_recomputed_chunks(kind: str) -> None:
     clip = frozen(kind)

@@ -13,8 +13,7 @@ from helpers.batches import NAMES, make_batch
 from helpers.models import CONFIGS, save_folder
 from torch import Tensor
 
-from metatpt.clip.budget import Budget
-from metatpt.clip.text import FLOATS_PER_TOKEN
+from metatpt.clip.budget import Budget, bytes_per_token
 from metatpt.modules import AdaptationModule, MetaTPTModule, TPTModule, ViewAverageModule, ZeroShotModule
 from metatpt.modules.base import ENSEMBLE, _plain
 from metatpt.types import Adaptation, Batch
@@ -244,7 +243,7 @@ def test_what_is_kept_for_the_backward_pass_does_not_hang_on_the_batch(tiny_clip
         return len(calls)
 
     layout = module.prompt._layout
-    graph = sum(layout.tail) * FLOATS_PER_TOKEN * 4 * 32 * 3
+    graph = sum(layout.tail) * bytes_per_token(32, 3, torch.float32)
     roomy, tight = 16 * graph, 4 * graph
     assert Budget(tight).chunk(graph) > 1
     assert passes(tight, 1) > passes(roomy, 1)

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+
+def bytes_per_token(width: int, n_blocks: int, dtype: torch.dtype) -> int:
+    """What a transformer keeps of a token for its backward pass, about: norms, q k v, attention, two dense layers."""
+    return 20 * width * n_blocks * dtype.itemsize
+
 
 @dataclass(frozen=True)
 class Budget:

@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from metatpt.types import Preprocessing
 
-from .budget import Budget
+from .budget import Budget, bytes_per_token
 from .packed import PackedPrompts, packable
-from .text import FLOATS_PER_TOKEN, hooked_features, token_embedding
+from .text import hooked_features, token_embedding
 from .tokens import PromptTokens, Tokenizer, tokenize_prompts
 
 _MEGABYTE = 2**20
@@ -148,8 +148,7 @@ class FrozenCLIP(nn.Module):
             hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
             with torch.inference_mode(False), torch.enable_grad(), hooks:
                 self._encode_image(images[:1].detach().clone().requires_grad_())
-            total = sum(size for pointer, size in kept.items() if pointer not in weights)
-            self._measured[images.dtype] = max(1, total)
+            self._measured[images.dtype] = sum(size for pointer, size in kept.items() if pointer not in weights)
         return self._measured[images.dtype]
 
     # Text
@@ -189,7 +188,7 @@ class FrozenCLIP(nn.Module):
     def _bytes_per_prompt(self, tokens: PromptTokens) -> int:
         table = token_embedding(self.model).weight
         blocks = sum(1 for name, _ in self.model.named_modules() if name.endswith(("ln_2", "output.LayerNorm")))
-        return FLOATS_PER_TOKEN * table.shape[1] * table.element_size() * max(1, blocks) * tokens.ids.shape[1]
+        return tokens.ids.shape[1] * bytes_per_token(table.shape[1], max(1, blocks), table.dtype)
 
     @contextmanager
     def _tower(self) -> Iterator[None]:

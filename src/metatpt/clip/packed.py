@@ -17,8 +17,8 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .budget import Budget
-from .text import FLOATS_PER_TOKEN, Guard, text_tower
+from .budget import Budget, bytes_per_token
+from .text import Guard, text_tower
 from .tokens import PromptTokens
 
 
@@ -26,14 +26,18 @@ def packable(model: nn.Module) -> bool:
     """Whether the tower is causal, of open_clip's plain blocks, and pooled at the end token."""
     tower: Any = text_tower(model)
     blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
-    pool = getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
     return (
         blocks is not None
         and all(type(block) is ResidualAttentionBlock for block in blocks)
         and getattr(tower, "attn_mask", None) is not None
         and getattr(tower, "cls_emb", None) is None  # CoCa's extra token attends to padding
-        and pool in ("argmax", "eos")
+        and _pool(tower) in ("argmax", "eos")
     )
+
+
+def _pool(tower: Any) -> str | None:
+    """Where the features are taken; in OpenAI's layout the tower is the model, and says that it means the text's."""
+    return getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
 
 
 class PackedPrompts:
@@ -48,7 +52,7 @@ class PackedPrompts:
         self.tower: Any = text_tower(model)
         self.tokens = tokens
         ids = tokens.ids
-        if getattr(self.tower, "pool_type", getattr(self.tower, "text_pool_type", None)) == "eos":
+        if _pool(self.tower) == "eos":
             eos: int = getattr(self.tower, "eos_id", getattr(self.tower, "text_eos_id", -1))
             end = ids.eq(eos).int().argmax(1)
         else:
@@ -82,8 +86,7 @@ class PackedPrompts:
             embedded = torch.cat([whole[:, :before], context.to(embedded.dtype), whole[:, after:]], dim=1)
         with guard():
             cached = self._encode_prefix(embedded + tower.positional_embedding[: self.prefix].to(embedded.dtype))
-        width = embedded.shape[-1]
-        per_token = batch * FLOATS_PER_TOKEN * width * embedded.element_size() * len(tower.transformer.resblocks)
+        per_token = batch * bytes_per_token(embedded.shape[-1], len(tower.transformer.resblocks), embedded.dtype)
         recompute = torch.is_grad_enabled() and context is not None and budget.recompute(sum(self.tail), per_token)
 
         def encode(first: int, last: int, *cached: Tensor) -> Tensor:

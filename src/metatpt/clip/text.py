@@ -18,9 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from .budget import Budget
 from .tokens import PromptTokens
 
-FLOATS_PER_TOKEN = 20
-"""Kept for the backward pass, in widths, a block: norms, q k v, attention, the two dense layers."""
-
 Guard = Callable[[], AbstractContextManager[None]]
 
 

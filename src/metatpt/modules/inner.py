@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Literal
 
 import higher
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metatpt.functional import normalise
 
 InnerOptimizer = Literal["normalised_sgd", "sgd", "adam"]
-ViewSteps = AbstractContextManager[tuple[Callable[[], Tensor], Callable[[Tensor], None]]]
+ViewSteps = tuple[Callable[[], Tensor], Callable[[Tensor], None]]
 
 
 class _Views(nn.Module):
@@ -30,7 +30,7 @@ class _Views(nn.Module):
 @contextmanager
 def view_steps(
     raw: Tensor, optimizer: InnerOptimizer, lr: float, momentum: float, differentiable: bool
-) -> Iterator[tuple[Callable[[], Tensor], Callable[[Tensor], None]]]:
+) -> Iterator[ViewSteps]:
     """A fresh inner optimiser for the views of a batch.
 
     Args:

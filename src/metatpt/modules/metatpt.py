@@ -8,6 +8,7 @@ they are options.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -183,10 +184,7 @@ class MetaTPTModule(PromptTuningModule):
         with self._view_steps(look.raw, False) as (views, step_views):
             for step in range(1, self.outer_steps + 1):
                 state = {name: value.detach().requires_grad_() for name, value in state.items()}
-                if moves:
-                    features = self._encode_selected(batch, look, views(), state)
-                else:
-                    features = take_views(look.features, look.chosen)
+                features = self._encode_selected(batch, look, views(), state)
                 predictions = self._predict_views(self.prompt.head(state), features, look)
                 target = teacher(predictions.log_probs, look.counted) if target is None else target
                 predictions.teacher = target
@@ -258,7 +256,7 @@ class MetaTPTModule(PromptTuningModule):
         if bool(added.isfinite().all()):
             self._offset = added if self._offset is None else self._offset + added
 
-    def _view_steps(self, raw: Tensor, differentiable: bool) -> ViewSteps:
+    def _view_steps(self, raw: Tensor, differentiable: bool) -> AbstractContextManager[ViewSteps]:
         return view_steps(raw, self.inner_optimizer, self.inner_lr, self.inner_momentum, differentiable)
 
     def _random_step(self, batch: Batch, look: Look, raw: Tensor) -> Tensor:
@@ -276,6 +274,8 @@ class MetaTPTModule(PromptTuningModule):
         return moved
 
     def _encode_selected(self, batch: Batch, look: Look, raw: Tensor, state: State | None) -> Tensor:
+        if self.augmentation == "fixed":
+            return take_views(look.features, look.chosen)
         return self.prompt.encode(self.selected_pixels(batch, look, raw), state)
 
     def _predict_views(self, head: Head, features: Tensor, look: Look) -> Predictions:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.models import CONFIGS, frozen
 
-from metatpt.clip.budget import Budget
+from metatpt.clip.blocks import BlockHook
+from metatpt.clip.budget import Budget, kept_bytes
 from metatpt.clip.packed import PackedPrompts, packable
-from metatpt.clip.text import token_embedding
+from metatpt.clip.text import PlainPrompts, token_embedding, trimmable
+from metatpt.clip.vit import plain_vit
 
 NAMES = ["cat", "golden retriever", "hand-held computer", "Boeing 737-800", "person practicing tai chi and slow arts"]
 TEMPLATES = ["a photo of a {}.", "{}", "a photo of {}, a type of food."]
@@ -27,7 +32,7 @@ def test_class_features_equal_encode_text(kind: str, template: str) -> None:
     names = short(kind)
     tokens = clip.tokenize(template, names)
     expected = F.normalize(clip.model.encode_text(clip.tokenizer([template.format(n) for n in names])), dim=-1)
-    for prompts in (clip.layout(tokens), tokens):
+    for prompts in (clip.layout(tokens), PlainPrompts(clip.model, tokens)):
         torch.testing.assert_close(clip.encode_prompts(prompts)[0], expected, atol=1e-5, rtol=0)
 
 
@@ -53,7 +58,7 @@ def plain_features(clip, tokens, context):
 @pytest.mark.parametrize("kind", KINDS)
 def test_tuned_context_and_its_gradient(kind: str, memory: int) -> None:
     clip = frozen(kind)
-    clip.budget = Budget(memory)  # 1: every prompt is a chunk of its own, recomputed in the backward pass
+    clip.budget = Budget(memory)  # 1 byte: every prompt is a chunk of its own, recomputed in the backward pass
     tokens = clip.tokenize("a photo of a {}.", NAMES)
     torch.manual_seed(1)
     context = clip.embed_context(tokens)[None] + 0.1 * torch.randn(
@@ -63,7 +68,7 @@ def test_tuned_context_and_its_gradient(kind: str, memory: int) -> None:
     weight = torch.randn(2, len(NAMES), 24)
     expected = plain_features(clip, tokens, context)
     (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), context)
-    for prompts in (clip.layout(tokens), tokens):
+    for prompts in (clip.layout(tokens), PlainPrompts(clip.model, tokens)):
         features = clip.encode_prompts(prompts, context)
         torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
         (gradient,) = torch.autograd.grad((features * weight).sum(), context)
@@ -75,8 +80,25 @@ def test_which_towers_are_packed() -> None:
         "openai_vit",
         "modified_resnet",
         "custom_text",
+        "average_pool",
         "timm",
     }
+
+
+def test_which_towers_take_rows_without_padding() -> None:
+    kinds = {kind for kind in CONFIGS if trimmable(frozen(kind).model)}
+    assert kinds == {"hugging_face"}
+    clip = frozen("hugging_face")
+    prompts = clip.layout(clip.tokenize("a photo of a {}.", NAMES[:2]))
+    lengths = []
+    clip.model.text.transformer.encoder.register_forward_pre_hook(lambda m, args: lengths.append(args[0].shape[1]))
+    clip.encode_prompts(prompts)
+    assert set(lengths) == {9}  # start, 4 words, at most 2 of the name, full stop, end; of 24
+
+
+def test_which_image_towers_are_computed_in_parts() -> None:
+    kinds = {kind for kind in CONFIGS if plain_vit(frozen(kind).model.visual)}
+    assert kinds == {"openai_vit", "average_pool", "custom_text", "bidirectional", "class_token", "hugging_face"}
 
 
 def test_packing_computes_each_token_once() -> None:
@@ -84,6 +106,7 @@ def test_packing_computes_each_token_once() -> None:
     layout = clip.layout(clip.tokenize("a photo of a {}.", NAMES))
     assert isinstance(layout, PackedPrompts)
     assert layout.prefix == 5
+    clip.encode_prompts(layout)  # the first time a few are encoded to measure them
     counted = []
     handle = clip.model.transformer.resblocks[0].mlp.register_forward_hook(
         lambda m, a, out: counted.append(out.shape[1])
@@ -121,20 +144,42 @@ def test_image_features_equal_encode_image_and_its_gradient(kind: str) -> None:
         assert (gradient - expected_gradient).abs().max() <= 1e-4 * expected_gradient.abs().max()
 
 
-def test_pictures_that_would_not_fit_eight_times_are_recomputed() -> None:
+def test_pictures_whose_graphs_do_not_fit_are_computed_again() -> None:
     clip = frozen("openai_vit")
     images = torch.rand(3, 3, 32, 32, requires_grad=True)
     graph = 3 * clip._bytes_per_picture(images)
     sizes = []
-    clip.model.visual.transformer.resblocks[0].register_forward_hook(lambda m, args, out: sizes.append(len(out)))
-    for total, expected in ((16 * graph, [3]), (4 * graph, [3, 3]), (graph, [1, 1, 1, 1, 1, 1])):
+    clip.model.visual.transformer.resblocks[0].mlp.register_forward_hook(lambda m, args, out: sizes.append(len(out)))
+    gradients = []
+    for total, held, expected in (
+        (2 * graph, 1, [3]),
+        (2 * graph, 2, [3, 3]),  # with the graph of another sample it would not fit
+        (4 * graph, 2, [3]),
+        (graph, 1, [1, 1, 1, 1, 1, 1]),
+    ):
         clip.budget = Budget(total)
         sizes.clear()
-        torch.autograd.grad(clip.encode_image(images).sum(), images)
+        gradients += torch.autograd.grad(clip.encode_image(images, held=held).square().sum(), images)
         assert sizes == expected
+    assert torch.equal(gradients[0], gradients[1])  # the same chunks, to the last bit
+    torch.testing.assert_close(gradients[3], gradients[0])
 
 
-@pytest.mark.parametrize("kind", ["openai_vit", "modified_resnet", "timm"])
+def test_memory_is_measured_and_bounded() -> None:
+    clip = frozen("openai_vit", memory="auto")
+    device = torch.device("cpu")
+    assert 2**28 < clip.budget.total(device) < psutil.virtual_memory().total
+    assert frozen("openai_vit", memory=3).budget.total(device) == 3 * 2**20
+    assert Budget(2**40).chunk(2**20, device) == 1024  # no more than keeps a processor busy
+    assert Budget(64 * 2**20).chunk(2**20, device) == 32
+    assert Budget(64 * 2**20).chunk(2**20, device, graph=False) == 256
+    # What a graph of two linear layers and an activation keeps: the activation's input, nothing of the weights.
+    layers = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).requires_grad_(False)
+    x = torch.ones(10, 5, requires_grad=True)
+    assert kept_bytes(lambda: (layers(x), 10), layers.parameters()) == 4 * 7
+
+
+@pytest.mark.parametrize("kind", ["openai_vit", "average_pool", "modified_resnet", "timm"])
 def test_second_derivative_through_recomputed_chunks(kind: str) -> None:
     clip = frozen(kind)
     clip.double_backward = True
@@ -207,3 +252,134 @@ def test_equal_names_share_a_row() -> None:
     tokens = clip.tokenize("a {}", ["missile", "cat", "missile"])
     assert len(tokens.ids) == 2
     assert tokens.column.tolist() == [0, 1, 0]
+
+
+class DeepPrompts(BlockHook):
+    """New vectors for the first context tokens, or behind the patches, before every block."""
+
+    def __init__(self, vectors: torch.Tensor, place: int | None) -> None:
+        self.vectors = vectors  # [blocks, n, d]
+        self.place = place
+
+    def enter(self, block: int, x: torch.Tensor) -> torch.Tensor:
+        new = self.vectors[block].expand(len(x), -1, -1)
+        if self.place is not None:
+            return torch.cat([x[:, : self.place], new, x[:, self.place + new.shape[1] :]], dim=1)
+        return torch.cat([x if block == 0 else x[:, : -new.shape[1]], new], dim=1)
+
+
+class LowRank(BlockHook):
+    """Low-rank updates of all four projections of every block."""
+
+    def __init__(self, down: torch.Tensor, up: torch.Tensor) -> None:
+        self.down, self.up = down, up  # [blocks, 4, r, d] and [blocks, 4, d, r]
+
+    def project(self, block: int, which: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        number = ("query", "key", "value", "out").index(which)
+        return y + x @ self.down[block, number].T @ self.up[block, number].T
+
+
+def low_rank(width: int, blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(3)
+    return (
+        torch.randn(blocks, 4, 2, width).requires_grad_(),
+        (0.1 * torch.randn(blocks, 4, width, 2)).requires_grad_(),
+    )
+
+
+def with_updates(blocks, down, up):
+    """The blocks' weights with the updates added: what low-rank updates mean."""
+    deltas = up @ down
+    for number, block in enumerate(blocks):
+        attention = block.attn
+        for module, name, delta in (
+            (attention, "in_proj_weight", deltas[number, :3].flatten(0, 1)),
+            (attention.out_proj, "weight", deltas[number, 3]),
+        ):
+            weight = getattr(module, name) + delta
+            delattr(module, name)
+            setattr(module, name, weight)
+
+
+@pytest.mark.parametrize("memory", [2**32, 1])
+@pytest.mark.parametrize("kind", ["openai_vit", "average_pool"])
+def test_low_rank_updates_of_both_towers(kind: str, memory: int) -> None:
+    clip = frozen(kind)
+    clip.budget = Budget(memory)
+    plain = copy.deepcopy(clip.model)
+    tokens = clip.tokenize("a photo of a {}.", NAMES)
+    images = torch.rand(2, 3, 32, 32)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.25]).view(3, 1, 1)
+    for width, n_blocks, blocks, ours, theirs in (
+        (
+            64, 2, plain.visual.transformer.resblocks,
+            lambda hook: clip.encode_image(images, hook),
+            lambda: plain.encode_image((images - mean) / std),
+        ),
+        (
+            32, 3, plain.transformer.resblocks,
+            lambda hook: clip.encode_prompts(clip.layout(tokens), hook=hook)[0],
+            lambda: plain.encode_text(tokens.ids),
+        ),
+    ):  # fmt: skip
+        updates = low_rank(width, n_blocks)
+        features = ours(LowRank(*updates))
+        with_updates(blocks, *updates)
+        expected = F.normalize(theirs(), dim=-1)
+        torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+        weight = torch.randn_like(features)
+        for gradient, other in zip(
+            torch.autograd.grad((features * weight).sum(), updates),
+            torch.autograd.grad((expected * weight).sum(), updates),
+            strict=True,
+        ):
+            assert (gradient - other).abs().max() <= 1e-4 * other.abs().max()
+
+
+@pytest.mark.parametrize("memory", [2**32, 1])
+def test_deep_prompts_in_both_towers(memory: int) -> None:
+    clip = frozen("openai_vit")
+    clip.budget = Budget(memory)
+    plain = copy.deepcopy(clip.model)
+    tokens = clip.tokenize("a photo of a {}.", NAMES)
+    images = torch.rand(2, 3, 32, 32)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.25]).view(3, 1, 1)
+    torch.manual_seed(4)
+    visual, textual = torch.randn(2, 3, 64).requires_grad_(), torch.randn(3, 2, 32).requires_grad_()
+
+    def hooked(blocks, hook):
+        for number, block in enumerate(blocks):
+            block.register_forward_pre_hook(
+                lambda m, args, kwargs, number=number: (
+                    (hook.enter(number, args[0]), *args[1:]),
+                    kwargs,
+                ),
+                with_kwargs=True,
+            )
+
+    hooked(plain.visual.transformer.resblocks, DeepPrompts(visual, None))
+    hooked(plain.transformer.resblocks, DeepPrompts(textual, 1))
+    for features, expected, vectors in (
+        (clip.encode_image(images, DeepPrompts(visual, None)), plain.encode_image((images - mean) / std), visual),
+        (
+            clip.encode_prompts(clip.layout(tokens), hook=DeepPrompts(textual, 1))[0],
+            plain.encode_text(tokens.ids),
+            textual,
+        ),
+    ):
+        expected = F.normalize(expected, dim=-1)
+        torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+        weight = torch.randn_like(features)
+        (gradient,) = torch.autograd.grad((features * weight).sum(), vectors)
+        (other,) = torch.autograd.grad((expected * weight).sum(), vectors)
+        assert (gradient - other).abs().max() <= 1e-4 * other.abs().max()
+
+
+def test_towers_without_a_place_for_hooks_say_so() -> None:
+    hook = LowRank(*low_rank(32, 3))
+    clip = frozen("modified_resnet")
+    with pytest.raises(ValueError, match="LowRank reaches into a vision transformer.*ModifiedResNet is not"):
+        clip.encode_image(torch.rand(1, 3, 64, 64), hook)
+    clip = frozen("bidirectional")
+    with pytest.raises(ValueError, match="LowRank reaches into a causal tower.*TextTransformer is not"):
+        clip.encode_prompts(clip.layout(clip.tokenize("a {}", ["cat"])), hook=hook)

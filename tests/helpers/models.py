@@ -13,6 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 
 from metatpt.clip import FrozenCLIP
+from metatpt.clip.text import token_embedding
 from metatpt.types import Preprocessing
 
 _VIT = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 8, "image_size": 32}
@@ -48,6 +49,31 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_cfg": _VIT,
         "text_cfg": {**_TEXT, "context_length": 24, "embed_cls": True},
     },
+    # image tower pooled over all patches, with layer scale
+    "average_pool": {
+        "embed_dim": 24,
+        "vision_cfg": {**_VIT, "pool_type": "avg", "final_ln_after_pool": True, "ls_init_value": 0.3},
+        "text_cfg": {**_TEXT, "ls_init_value": 0.3},
+    },
+    # open_clip's custom blocks in both towers
+    "custom_blocks": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "vision_cfg": {**_VIT, "qk_norm": True},
+        "text_cfg": {**_TEXT, "qk_norm": True, "scale_heads": True, "ls_init_value": 0.3},
+    },
+    # a Hugging Face text tower
+    "hugging_face": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "vision_cfg": {**_VIT, "no_ln_pre": True},
+        "text_cfg": {
+            "context_length": 24,
+            "width": 32,
+            "hf_model_name": str(Path(__file__).parents[1] / "data" / "bert"),
+            "hf_model_pretrained": False,
+        },
+    },
     # timm's image tower
     "timm": {
         "embed_dim": 24,
@@ -67,8 +93,10 @@ def build(kind: str, seed: int = 0) -> torch.nn.Module:
         model = (open_clip.model.CustomTextCLIP if custom else open_clip.CLIP)(**config)
         tower = getattr(model, "text", model)
         # open_clip's small initial values make all texts alike
-        torch.nn.init.normal_(tower.token_embedding.weight, std=0.3)
-        torch.nn.init.normal_(tower.positional_embedding, std=0.3)
+        torch.nn.init.normal_(token_embedding(model).weight, std=0.3)
+        for name, positions in tower.named_parameters():
+            if name.endswith("position_embeddings.weight") or name == "positional_embedding":
+                torch.nn.init.normal_(positions, std=0.3)
         for name, weight in model.named_parameters():
             if name.endswith("bias"):
                 torch.nn.init.normal_(weight, std=0.1)
@@ -76,7 +104,7 @@ def build(kind: str, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
-def frozen(kind: str, seed: int = 0, memory: int = 4096) -> FrozenCLIP:
+def frozen(kind: str, seed: int = 0, memory: int | str = 4096) -> FrozenCLIP:
     """A small random model, frozen."""
     model = build(kind, seed)
     size = CONFIGS[kind]["vision_cfg"]["image_size"]

@@ -13,7 +13,7 @@ from helpers.batches import NAMES, make_batch
 from helpers.models import CONFIGS, save_folder
 from torch import Tensor
 
-from metatpt.clip.budget import Budget, bytes_per_token
+from metatpt.clip.budget import Budget
 from metatpt.modules import AdaptationModule, MetaTPTModule, TPTModule, ViewAverageModule, ZeroShotModule
 from metatpt.modules.base import ENSEMBLE, _plain
 from metatpt.types import Adaptation, Batch
@@ -69,11 +69,12 @@ def test_initial_class_features_are_computed_once(tiny_clip_folder: Path, monkey
     module = TPTModule(clip=str(tiny_clip_folder), class_names=NAMES, n_views=4)
     contexts = []
     encode = module.clip.encode_prompts
-    monkeypatch.setattr(module.clip, "encode_prompts", lambda p, c=None: contexts.append(c) or encode(p, c))
+    monkeypatch.setattr(module.clip, "encode_prompts", lambda p, c=None, **kw: contexts.append(c) or encode(p, c, **kw))
     module.process(make_batch(1, 32))
-    first = len(contexts)
-    module.process(make_batch(1, 32))
-    assert len(contexts) - first == first - 1
+    for size in (1, 3):
+        before = len(contexts)
+        module.process(make_batch(size, 32))
+        assert len(contexts) - before == size  # one tuned prompt each; the initial one's graph is there
     # but not kept where the prompt was changed
     before = module.prompt.head()(torch.eye(24)[None])
     with torch.no_grad():
@@ -229,23 +230,43 @@ def test_second_order_in_chunks_of_one_picture(tiny_clip_folder: Path) -> None:
     torch.testing.assert_close(module.process(make_batch(2, 32)).log_probs, whole.log_probs, rtol=1e-6, atol=1e-6)
 
 
-def test_what_is_kept_for_the_backward_pass_does_not_hang_on_the_batch(tiny_clip_folder: Path) -> None:
-    """Graphs of B samples are held together: one that fits alone is recomputed where eight like it would not fit."""
-    module = TPTModule(clip=str(tiny_clip_folder), class_names=NAMES, n_views=2)
+@pytest.mark.parametrize("memory", [2**32, 1])
+def test_one_graph_serves_all_samples(tiny_clip_folder: Path, memory: int) -> None:
+    """Gradients at the initial prompt go through one kept graph: the same as through a graph of each sample's own."""
+    prompt = TPTModule(clip=str(tiny_clip_folder), class_names=NAMES).prompt
+    prompt.clip.budget = Budget(memory)
+    weight = torch.randn(3, len(NAMES), 24)
+    for _ in range(2):
+        gradients = []
+        for copied in (False, True):
+            context = prompt.initial_state(3)["context"]
+            context = (context.clone() if copied else context).detach().requires_grad_()
+            logits = prompt.head({"context": context})(weight)
+            gradients += torch.autograd.grad(logits.square().sum(), context)
+        assert torch.equal(*gradients)
+        assert len({float(each.norm()) for each in gradients[0]}) == 3
+    assert torch.equal(copy.deepcopy(prompt).head()(weight), prompt.head()(weight))
+
+
+def test_graphs_that_do_not_fit_together_are_computed_again(tiny_clip_folder: Path) -> None:
+    """Eight samples may take a pass more than one of them alone; their numbers are the same."""
+    module = TPTModule(clip=str(tiny_clip_folder), class_names=NAMES, n_views=2, outer_steps=3)
     calls = []
     module.clip.model.transformer.resblocks[0].mlp.register_forward_hook(lambda *_: calls.append(1))
 
-    def passes(total: int, batch_size: int) -> int:
+    batch = make_batch(8, 32)
+
+    def run(total: int, batch_size: int) -> tuple[int, torch.Tensor]:
         module.clip.budget = Budget(total)
-        module.process(make_batch(batch_size, 32))
+        module.process(batch)
         calls.clear()
-        module.process(make_batch(batch_size, 32))
-        return len(calls)
+        log_probs = module.process(batch.select(list(range(batch_size)))).log_probs
+        return len(calls), log_probs
 
     layout = module.prompt._layout
-    graph = sum(layout.tail) * bytes_per_token(32, 3, torch.float32)
-    roomy, tight = 16 * graph, 4 * graph
-    assert Budget(tight).chunk(graph) > 1
-    assert passes(tight, 1) > passes(roomy, 1)
-    for total in (roomy, tight):
-        assert passes(total, 5) == 5 * passes(total, 1)
+    tight = 4 * layout.size * module.clip._bytes_per_prompt(layout)
+    (alone, one), (together, eight) = run(tight, 1), run(tight, 8)
+    assert together > 8 * alone
+    assert run(8 * tight, 8)[0] == 8 * alone
+    assert torch.equal(run(8 * tight, 8)[1], eight)
+    torch.testing.assert_close(eight[:1], one, atol=1e-6, rtol=0)

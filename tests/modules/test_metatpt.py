@@ -11,6 +11,7 @@ import torch
 from helpers.batches import NAMES, make_batch
 from helpers.models import save_folder
 from helpers.reference import metatpt
+from torch import Tensor
 
 from metatpt.functional import take_views
 from metatpt.modules import MetaTPTModule
@@ -45,18 +46,19 @@ def make(folder: Path, **options: Any) -> MetaTPTModule:
 )
 def test_equals_a_plain_implementation(folder: Path, options: dict[str, Any]) -> None:
     module = make(folder, **options).double()
+    # One view is its own teacher: its first gradient is rounding noise, in both implementations.
+    tolerance = 1e-5 if module.n_views == 1 else 1e-6
     for seed in range(3):
         batch = make_batch(1, 32, seed=seed, first_index=seed)
-        torch.testing.assert_close(
-            module.process(batch).log_probs[0].exp(), metatpt(module, batch).float(), atol=1e-6, rtol=0
-        )
+        result, expected = module.process(batch).log_probs[0].exp(), metatpt(module, batch).float()
+        torch.testing.assert_close(result, expected, atol=tolerance, rtol=0)
 
 
 def test_only_selected_views_are_computed_and_nothing_is_lost(folder: Path) -> None:
     module = make(folder, inner_steps=2, selection=0.25).double()
     batch = make_batch(2, 32)
     look = module.look(batch)
-    learned = module.inner_loop(batch, look, module.start_state(2))
+    learned = module.inner_loop(batch, look, None, module.prompt.head())
     # All views on the tape, and the loss on the chosen ones:
     from metatpt.functional import marginal_entropy
     from metatpt.views import sample_views
@@ -167,7 +169,7 @@ def test_a_batch_gives_what_its_samples_give_alone(folder: Path, options: dict[s
 def test_length_of_an_inner_step(folder: Path, augmentation: str) -> None:
     module = make(folder, augmentation=augmentation, n_views=32).double()
     look = module.look(batch := make_batch(3, 32))
-    learned = module.inner_loop(batch, look, module.start_state(3))
+    learned = module.inner_loop(batch, look, None, module.prompt.head())
     length = (learned.raw - look.raw).norm(dim=-1)
     torch.testing.assert_close(length[~look.original], torch.full_like(length[~look.original], 0.3))
     assert (length[look.original] == 0).all()
@@ -182,9 +184,36 @@ def test_fixed_views_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPa
     module = make(folder, augmentation="fixed")
     passes = []
     encode = module.clip.encode_image
-    monkeypatch.setattr(module.clip, "encode_image", lambda images: passes.append(len(images)) or encode(images))
+    monkeypatch.setattr(
+        module.clip, "encode_image", lambda images, **kw: passes.append(len(images)) or encode(images, **kw)
+    )
     module.process(make_batch(2, 32))
     assert sum(passes) == 24
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "nested", "joint"])
+def test_what_does_not_move_is_not_encoded_again(folder: Path, monkeypatch: pytest.MonkeyPatch, schedule: str) -> None:
+    module = make(folder, schedule=schedule, outer_steps=3, selection=0.5)
+    batch = make_batch(3, 32)
+    chosen = module.look(batch).chosen
+    moving = int((chosen != 0).sum())
+    assert 0 < moving < chosen.numel()  # the original is among the confident views of one picture, and not of all
+    passes, graphs, texts = [], [], []
+    images, prompts = module.clip.encode_image, module.clip.encode_prompts
+
+    def encode_image(views: Tensor, **kw: Any) -> Tensor:
+        (graphs if views.requires_grad else passes).append(len(views))
+        return images(views, **kw)
+
+    monkeypatch.setattr(module.clip, "encode_image", encode_image)
+    monkeypatch.setattr(module.clip, "encode_prompts", lambda *args, **kw: texts.append(1) or prompts(*args, **kw))
+    module.process(batch)
+    inner_loops = 1 if schedule == "sequential" else 3
+    assert sum(graphs) == inner_loops * moving
+    assert sum(passes) == 3 * 12 + (1 if schedule == "joint" else inner_loops) * moving
+    texts.clear()
+    module.process(batch)
+    assert len(texts) == 3 * 3  # each picture's prompt after each of three steps; the initial one is kept
 
 
 def test_averaged_control_needs_no_tuning(folder: Path) -> None:
@@ -273,7 +302,7 @@ def test_what_a_stream_carries_over(folder: Path) -> None:
     batch = make_batch(2, 32)
     first = batch.select([0])
     look = module.look(first)
-    learned = module.inner_loop(first, look, module.start_state(1))
+    learned = module.inner_loop(first, look, None, module.prompt.head())
     added = (learned.raw - look.raw)[0][~look.original[0]].mean(0)
     drawn = module.look(batch.select([1]))
     module.process(first)

@@ -1,34 +1,81 @@
-"""How many pictures or prompts go through a tower at once, and what is kept for the backward pass."""
+"""How many pictures or prompts go through a tower at once, and whether their graph is kept for the backward pass.
+
+Chunks do not depend on how many samples are adapted at once: a rule that looked at their number would cut, and so
+round, otherwise at another batch size. Whether a chunk's graph is kept or computed again may depend on it: the numbers
+are the same.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
+import psutil
 import torch
+from torch import Tensor
+
+_FORWARD_ONLY = 8  # a pass without a graph holds at most about this fraction of what a graph keeps
+_FULL = {"cuda": 2**31}  # bytes of a pass without a graph that keep a device busy: larger chunks gain nothing
+_FULL_ELSEWHERE = 2**27
 
 
-def bytes_per_token(width: int, n_blocks: int, dtype: torch.dtype) -> int:
-    """What a transformer keeps of a token for its backward pass, about: norms, q k v, attention, two dense layers."""
-    return 20 * width * n_blocks * dtype.itemsize
-
-
-@dataclass(frozen=True)
 class Budget:
-    """Memory for activations, shared out without a look at how many samples are adapted at once.
-
-    Samples are encoded one after the other, and what they keep is held together until the backward pass. A rule that
-    looked at their number would cut chunks, and so round, otherwise at another batch size.
+    """Memory for activations.
 
     Args:
-        total: Bytes, about, with up to 8 samples at once.
+        total: Bytes, about; None for half of what is free on a device when it is first asked for.
     """
 
-    total: int
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+        self._free: dict[torch.device, int] = {}
 
-    def chunk(self, each: int) -> int:
-        """How many go through at once, of `each` bytes: they may fill half of the total."""
-        return max(1, self.total // 2 // max(1, each))
+    def total(self, device: torch.device) -> int:
+        """Bytes on a device."""
+        if self._total is not None:
+            return self._total
+        if device not in self._free:
+            self._free[device] = _free_bytes(device) // 2
+        return self._free[device]
 
-    def recompute(self, n: int, each: int) -> bool:
-        """Whether n of `each` bytes are too much to keep until the backward pass: 8 samples share the other half."""
-        return n * each > self.total // 16
+    def chunk(self, each: int, device: torch.device, graph: bool = True) -> int:
+        """How many go through at once, at least one.
+
+        Args:
+            each: Bytes that the graph of one keeps.
+            device: Where.
+            graph: Whether it is kept; without one more fit.
+        """
+        passing = max(1, each // _FORWARD_ONLY)
+        fit = self.total(device) // 2 // max(1, each if graph else passing)
+        return max(1, min(fit, _FULL.get(device.type, _FULL_ELSEWHERE) // passing))
+
+    def recompute(self, kept: int, device: torch.device) -> bool:
+        """Whether that many bytes are too much to keep until the backward pass: the other half is for them."""
+        return kept > self.total(device) // 2
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def kept_bytes(encode: Callable[[], tuple[Tensor, int]], frozen: Iterable[Tensor]) -> int:
+    """What autograd keeps for the backward pass of one picture or prompt, measured: it serves any tower.
+
+    Args:
+        encode: Gives the features of some, with their graph, and how many they are.
+        frozen: Weights, which are there anyway.
+    """
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {weight.untyped_storage().data_ptr() for weight in frozen}
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.inference_mode(False), torch.enable_grad(), hooks:
+        _graph, number = encode()  # held, so that no address is used twice
+    return sum(size for pointer, size in kept.items() if pointer not in weights) // number

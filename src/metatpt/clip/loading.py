@@ -24,7 +24,7 @@ from torch import nn
 
 from metatpt.types import Preprocessing
 
-from .model import FrozenCLIP
+from .model import FrozenCLIP, Memory
 from .tokens import Tokenizer
 
 _BUILTIN = Path(__file__).parent / "builtin"
@@ -32,7 +32,7 @@ _CONFIG = "open_clip_config.json"
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 
 
-def load_clip(name: str = "builtin", pretrained: str | None = None, memory: int = 4096) -> FrozenCLIP:
+def load_clip(name: str = "builtin", pretrained: str | None = None, memory: Memory = "auto") -> FrozenCLIP:
     """Load a model and freeze it.
 
     Args:
@@ -40,7 +40,7 @@ def load_clip(name: str = "builtin", pretrained: str | None = None, memory: int 
             with ``open_clip_config.json`` and weights.
         pretrained: With a name: one of its tags (downloaded once), or a file of weights (safetensors, or a PyTorch
             file, of which no code is run).
-        memory: Megabytes for activations; see :class:`FrozenCLIP`.
+        memory: Megabytes for activations, or ``auto``; see :class:`FrozenCLIP`.
 
     Raises:
         ValueError: An unknown name or tag (the nearest ones are named), weights that need QuickGELU under a name
@@ -71,7 +71,7 @@ def load_clip(name: str = "builtin", pretrained: str | None = None, memory: int 
     return _load_named(name.replace("/", "-"), name, pretrained, memory)
 
 
-def _load_builtin(memory: int) -> FrozenCLIP:
+def _load_builtin(memory: Memory) -> FrozenCLIP:
     config = json.loads((_BUILTIN / _CONFIG).read_text())
     model = open_clip.CLIP(**config["model_cfg"])
     weights = {key: value.float() for key, value in load_file(_BUILTIN / "weights.safetensors").items()}
@@ -85,7 +85,7 @@ def _load_builtin(memory: int) -> FrozenCLIP:
     return FrozenCLIP(model, tokenizer, preprocessing, "builtin", None, frozenset(config["words"]), memory)
 
 
-def _load_folder(folder: Path, memory: int) -> FrozenCLIP:
+def _load_folder(folder: Path, memory: Memory) -> FrozenCLIP:
     config = _read_config(folder / _CONFIG)
     if not config.get("preprocess_cfg"):
         raise ValueError(_no_preprocessing(folder / _CONFIG, "it has no preprocess_cfg"))
@@ -95,7 +95,7 @@ def _load_folder(folder: Path, memory: int) -> FrozenCLIP:
     return _finish(str(folder), None, _create(name, None), name, memory)
 
 
-def _load_named(name: str, given: str, pretrained: str | None, memory: int) -> FrozenCLIP:
+def _load_named(name: str, given: str, pretrained: str | None, memory: Memory) -> FrozenCLIP:
     known = open_clip.list_models()
     if name not in known:
         if "/" in given or given.startswith((".", "~")):
@@ -156,7 +156,7 @@ def _finish(
     pretrained: str | None,
     model: nn.Module,
     tokenizer_name: str,
-    memory: int,
+    memory: Memory,
     preprocess: Mapping[str, Any] | None = None,
 ) -> FrozenCLIP:
     visual: Any = model.visual

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +16,18 @@ from torch.utils.checkpoint import checkpoint
 
 from metatpt.types import Preprocessing
 
-from .budget import Budget, bytes_per_token
+from .blocks import IDENTITY, BlockHook
+from .budget import Budget, kept_bytes
 from .packed import PackedPrompts, packable
-from .text import hooked_features, token_embedding
+from .text import Passes, PlainPrompts, text_tower, token_embedding
 from .tokens import PromptTokens, Tokenizer, tokenize_prompts
+from .vit import encode_pictures, plain_vit
+
+Memory = int | Literal["auto"]
 
 _MEGABYTE = 2**20
-_FORWARD_ONLY = 8  # a pass without a graph holds at most about this fraction of what the graph keeps
+_PROBED = 32  # prompts whose graph is measured, to know what one takes
+_SECOND_ORDER = 3  # what a gradient with a graph of its own keeps, in graphs of the forward pass, about
 
 
 class FrozenCLIP(nn.Module):
@@ -34,8 +40,8 @@ class FrozenCLIP(nn.Module):
         name: How the user named it.
         pretrained: Tag or file of the weights.
         known_words: The words that it was trained on, or None where it knows any.
-        memory: Megabytes that activations may take, about, with up to 8 samples at once. What needs more goes through
-            in chunks, recomputed in the backward pass.
+        memory: Megabytes that activations may take, about; ``auto`` for half of what is free on the device at first
+            use. What needs more goes through in chunks, recomputed in the backward pass.
     """
 
     def __init__(
@@ -46,21 +52,22 @@ class FrozenCLIP(nn.Module):
         name: str = "",
         pretrained: str | None = None,
         known_words: frozenset[str] | None = None,
-        memory: int = 4096,
+        memory: Memory = "auto",
     ) -> None:
         super().__init__()
-        if memory < 1:
-            raise ValueError(f"memory is {memory}; expected a number of megabytes of at least 1")
+        if memory != "auto" and not (isinstance(memory, int) and memory >= 1):
+            raise ValueError(f"memory is {memory!r}; expected a number of megabytes of at least 1, or auto")
         self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
         self.name = name
         self.pretrained = pretrained
         self.known_words = known_words
-        self.budget = Budget(memory * _MEGABYTE)
+        self.budget = Budget(None if memory == "auto" else memory * _MEGABYTE)
         self.autocast_dtype: torch.dtype | None = None
         self.double_backward = False
-        self._measured: dict[torch.dtype, int] = {}
+        self._plain_vit = plain_vit(self.model.visual)
+        self._measured: dict[object, int] = {}
         self._normalisation: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def train(self, mode: bool = True) -> FrozenCLIP:
@@ -97,33 +104,45 @@ class FrozenCLIP(nn.Module):
 
     # Images
 
-    def encode_image(self, images: Tensor) -> Tensor:
+    def encode_image(self, images: Tensor, hook: BlockHook = IDENTITY, held: int = 1) -> Tensor:
         """Normalised features of pictures.
 
         Args:
             images: ``[N, 3, R, R]`` in [0, 1], before the model's normalisation.
+            hook: What a prompt learner changes inside the tower.
+            held: How many such graphs are held at once until the backward pass: the samples that are adapted together.
 
         Returns:
             ``[N, D]``, of unit length, float32 (float64 where the towers are).
+
+        Raises:
+            ValueError: Pictures of another size, or a hook for a tower that has no place for it.
         """
         size = self.preprocessing.size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"Expected images of shape [N, 3, {size}, {size}], got {list(images.shape)}")
-        graph = torch.is_grad_enabled() and images.requires_grad
+        if hook is not IDENTITY and not self._plain_vit:
+            raise ValueError(_no_place_for(hook, self.model.visual, "a vision transformer of open_clip's plain blocks"))
+        graph = torch.is_grad_enabled() and (images.requires_grad or hook is not IDENTITY)
         each = self._bytes_per_picture(images)
-        recompute = graph and self.budget.recompute(len(images), each)
+        recompute = graph and self.budget.recompute(len(images) * held * each, images.device)
         features = []
-        for part in images.split(self.budget.chunk(each if graph else each // _FORWARD_ONLY)):
+        for part in images.split(self.budget.chunk(each, images.device, graph)):
             if recompute:
-                features.append(checkpoint(self._encode_image, part, use_reentrant=False))
+                # Non-reentrant: the reentrant kind cannot be used with autograd.grad.
+                features.append(checkpoint(self._encode_image, part, hook, use_reentrant=False))
             else:
-                features.append(self._encode_image(part))
+                features.append(self._encode_image(part, hook))
         return torch.cat(features)
 
-    def _encode_image(self, images: Tensor) -> Tensor:
+    def _encode_image(self, images: Tensor, hook: BlockHook) -> Tensor:
         mean, std = self._constants(images)
+        pixels = ((images - mean) / std).to(self.dtype)
         with self._tower():
-            features = self.model.encode_image(((images - mean) / std).to(self.dtype))
+            if self._plain_vit:
+                features = encode_pictures(self.model.visual, pixels, hook)
+            else:
+                features = self.model.encode_image(pixels)
         return _unit(features, self.head_dtype)
 
     def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,21 +154,17 @@ class FrozenCLIP(nn.Module):
         return self._normalisation[key]
 
     def _bytes_per_picture(self, images: Tensor) -> int:
-        """What autograd keeps for one picture, measured: it serves every tower."""
-        if images.dtype not in self._measured:
-            kept: dict[int, int] = {}
+        """What the graph of one picture keeps."""
+        one = images[:1].detach()
+        key = ("picture", images.dtype, images.device)
+        each = self._measure(key, lambda: (self._encode_image(one.clone().requires_grad_(), IDENTITY), 1))
+        return each * _SECOND_ORDER if self.double_backward else each
 
-            def keep(tensor: Tensor) -> Tensor:
-                storage = tensor.untyped_storage()
-                kept[storage.data_ptr()] = storage.nbytes()
-                return tensor
-
-            weights = {weight.untyped_storage().data_ptr() for weight in self.model.parameters()}
-            hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-            with torch.inference_mode(False), torch.enable_grad(), hooks:
-                self._encode_image(images[:1].detach().clone().requires_grad_())
-            self._measured[images.dtype] = sum(size for pointer, size in kept.items() if pointer not in weights)
-        return self._measured[images.dtype]
+    def _measure(self, what: object, run: Callable[[], tuple[Tensor, int]]) -> int:
+        key = (what, self.autocast_dtype, self.double_backward)
+        if key not in self._measured:
+            self._measured[key] = kept_bytes(run, self.model.parameters())
+        return self._measured[key]
 
     # Text
 
@@ -163,32 +178,55 @@ class FrozenCLIP(nn.Module):
         ids = tokens.ids[0, tokens.start : tokens.start + tokens.n_context]
         return table.weight[ids.to(table.weight.device)].detach().to(self.head_dtype)
 
-    def layout(self, tokens: PromptTokens) -> PackedPrompts | PromptTokens:
+    def layout(self, tokens: PromptTokens) -> PackedPrompts | PlainPrompts:
         """Prepare prompts for :meth:`encode_prompts`, once for a class list."""
-        return PackedPrompts(self.model, tokens) if packable(self.model) else tokens
+        return (PackedPrompts if packable(self.model) else PlainPrompts)(self.model, tokens)
 
-    def encode_prompts(self, prompts: PackedPrompts | PromptTokens, context: Tensor | None = None) -> Tensor:
+    def encode_prompts(
+        self,
+        prompts: PackedPrompts | PlainPrompts,
+        context: Tensor | None = None,
+        hook: BlockHook = IDENTITY,
+        held: int = 1,
+    ) -> Tensor:
         """Normalised class features.
 
         Args:
             prompts: What :meth:`layout` made.
             context: ``[B, n_context, d]`` in place of the words before the class name, or None for these.
+            hook: What a prompt learner changes inside the tower.
+            held: How many such graphs are held at once until the backward pass: the samples that are adapted together.
 
         Returns:
             ``[B, U, D]`` of unit length, for the U different prompts (B = 1 without a context); float32 (float64
             where the towers are).
-        """
-        if isinstance(prompts, PackedPrompts):
-            features = prompts.features(context, self.budget, self._tower)
-        else:
-            each = self._bytes_per_prompt(prompts)
-            features = hooked_features(self.model, prompts, context, each, self.budget, self._tower)
-        return _unit(features, self.head_dtype)
 
-    def _bytes_per_prompt(self, tokens: PromptTokens) -> int:
-        table = token_embedding(self.model).weight
-        blocks = sum(1 for name, _ in self.model.named_modules() if name.endswith(("ln_2", "output.LayerNorm")))
-        return tokens.ids.shape[1] * bytes_per_token(table.shape[1], max(1, blocks), table.dtype)
+        Raises:
+            ValueError: A hook for a tower that has no place for it.
+        """
+        if hook is not IDENTITY and not prompts.takes_hooks:
+            raise ValueError(_no_place_for(hook, text_tower(self.model), "a causal tower of open_clip's plain blocks"))
+        device = token_embedding(self.model).weight.device
+        graph = torch.is_grad_enabled() and (context is not None or hook is not IDENTITY)
+        each = self._bytes_per_prompt(prompts)
+        batch = 1 if context is None else len(context)
+        recompute = graph and self.budget.recompute(batch * held * prompts.size * each, device)
+        passes = Passes(self.budget.chunk(each, device), recompute)
+        return _unit(prompts.features(context, passes, self._tower, hook), self.head_dtype)
+
+    def _bytes_per_prompt(self, prompts: PackedPrompts | PlainPrompts) -> int:
+        """What the graph of one token of packed prompts keeps, or of one row of others; measured on a few."""
+        tokens = prompts.tokens
+        few = replace(tokens, ids=tokens.ids[:_PROBED], length=tokens.length[:_PROBED])
+        if not few.n_context:  # the start token stands in for the words before the class name
+            few = replace(few, start=0, n_context=1)
+
+        def run() -> tuple[Tensor, int]:
+            probe = type(prompts)(self.model, few)
+            context = self.embed_context(few)[None].requires_grad_()
+            return probe.features(context, Passes(probe.size, False), self._tower, IDENTITY), probe.size
+
+        return self._measure(("prompts", prompts), run)
 
     @contextmanager
     def _tower(self) -> Iterator[None]:
@@ -201,6 +239,10 @@ class FrozenCLIP(nn.Module):
                 # Fused attention has no second derivative; it is enough that the forward ran under the math kernel.
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
+
+
+def _no_place_for(hook: BlockHook, tower: nn.Module, needed: str) -> str:
+    return f"{type(hook).__name__} reaches into {needed}, which {type(tower).__name__} is not: use another --model.clip"
 
 
 def _unit(features: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,35 +9,45 @@ classes of equal length, and the last block computes each class's end token alon
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .budget import Budget, bytes_per_token
-from .text import Guard, text_tower
+from .blocks import BlockHook, finish, plain_blocks, project
+from .text import Guard, Passes, pool_type, text_tower
 from .tokens import PromptTokens
 
 
 def packable(model: nn.Module) -> bool:
     """Whether the tower is causal, of open_clip's plain blocks, and pooled at the end token."""
     tower: Any = text_tower(model)
-    blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
     return (
-        blocks is not None
-        and all(type(block) is ResidualAttentionBlock for block in blocks)
+        plain_blocks(getattr(tower, "transformer", None))
         and getattr(tower, "attn_mask", None) is not None
         and getattr(tower, "cls_emb", None) is None  # CoCa's extra token attends to padding
-        and _pool(tower) in ("argmax", "eos")
+        and pool_type(tower) in ("argmax", "eos")
     )
 
 
-def _pool(tower: Any) -> str | None:
-    """Where the features are taken; in OpenAI's layout the tower is the model, and says that it means the text's."""
-    return getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
+@dataclass(frozen=True)
+class _Chunk:
+    """Classes that go through together, T tokens in all.
+
+    Attributes:
+        ids: ``[T]``.
+        position: ``[T]``: place of each token in its prompt.
+        ends: Place of each class's end token among the T.
+        groups: ``(length, number of classes)`` of each run of equal lengths.
+    """
+
+    ids: Tensor
+    position: Tensor
+    ends: Tensor
+    groups: list[tuple[int, int]]
 
 
 class PackedPrompts:
@@ -48,11 +58,13 @@ class PackedPrompts:
         tokens: Its prompts.
     """
 
+    takes_hooks = True
+
     def __init__(self, model: nn.Module, tokens: PromptTokens) -> None:
         self.tower: Any = text_tower(model)
         self.tokens = tokens
         ids = tokens.ids
-        if _pool(self.tower) == "eos":
+        if pool_type(self.tower) == "eos":
             eos: int = getattr(self.tower, "eos_id", getattr(self.tower, "text_eos_id", -1))
             end = ids.eq(eos).int().argmax(1)
         else:
@@ -61,16 +73,21 @@ class PackedPrompts:
         tail = (end + 1 - self.prefix).tolist()
         self.order = sorted(range(len(tail)), key=lambda row: tail[row])
         self.tail = [tail[row] for row in self.order]
-        self.tail_ids = [ids[row, self.prefix : self.prefix + tail[row]] for row in self.order]
+        self._laid_out: tuple[object, list[_Chunk], Tensor] | None = None
 
-    def features(self, context: Tensor | None, budget: Budget, guard: Guard) -> Tensor:
+    @property
+    def size(self) -> int:
+        """Number of tokens behind the prefix: what a chunk is counted in."""
+        return sum(self.tail)
+
+    def features(self, context: Tensor | None, passes: Passes, guard: Guard, hook: BlockHook) -> Tensor:
         """Text features.
 
         Args:
             context: ``[B, n_context, d]``, or None for the words of the prompts themselves.
-            budget: Of memory; where all classes need more they go through in chunks that are recomputed in the
-                backward pass.
+            passes: How the classes go through, `passes.chunk` counting tokens.
             guard: Context manager to run the tower in, in the recomputation as well.
+            hook: What a prompt learner changes on the way.
 
         Returns:
             ``[B, U, D]``, not normalised (B = 1 without a context).
@@ -78,69 +95,78 @@ class PackedPrompts:
         tower = self.tower
         device = tower.token_embedding.weight.device
         embedded = tower.token_embedding(self.tokens.ids[:1, : self.prefix].to(device))
-        batch = 1
         if context is not None:
-            batch = context.shape[0]
             before, after = self.tokens.start, self.tokens.start + self.tokens.n_context
-            whole = embedded.expand(batch, -1, -1)
+            whole = embedded.expand(len(context), -1, -1)
             embedded = torch.cat([whole[:, :before], context.to(embedded.dtype), whole[:, after:]], dim=1)
         with guard():
-            cached = self._encode_prefix(embedded + tower.positional_embedding[: self.prefix].to(embedded.dtype))
-        per_token = batch * bytes_per_token(embedded.shape[-1], len(tower.transformer.resblocks), embedded.dtype)
-        recompute = torch.is_grad_enabled() and context is not None and budget.recompute(sum(self.tail), per_token)
+            position = tower.positional_embedding[: self.prefix]
+            cached = self._encode_prefix(embedded + position.to(embedded.dtype), hook)
 
-        def encode(first: int, last: int, *cached: Tensor) -> Tensor:
+        def encode(chunk: _Chunk, *cached: Tensor) -> Tensor:
             with guard():
-                return self._encode_tails(first, last, *cached)
+                return self._encode_tails(chunk, cached, hook)
 
         results = []
-        for first, last in self._chunks(budget.chunk(per_token)):  # the same with and without a graph, to the last bit
-            if recompute:
+        chunks, back = self._lay_out(max(1, passes.chunk // len(embedded)), device)
+        for chunk in chunks:  # the same with and without a graph, to the last bit
+            if passes.recompute:
                 # Non-reentrant: the reentrant kind cannot be used with autograd.grad.
-                results.append(checkpoint(encode, first, last, *cached, use_reentrant=False))
+                results.append(checkpoint(encode, chunk, *cached, use_reentrant=False))
             else:
-                results.append(encode(first, last, *cached))
-        sorted_features = torch.cat(results, dim=1)
-        back = torch.tensor(self.order, device=device).argsort()
-        return sorted_features[:, back]
+                results.append(encode(chunk, *cached))
+        return torch.cat(results, dim=1)[:, back]
 
-    def _chunks(self, tokens: int) -> list[tuple[int, int]]:
-        chunks, first, held = [], 0, 0
-        for row, length in enumerate(self.tail):
-            if held + length > tokens and row > first:
-                chunks.append((first, row))
-                first, held = row, 0
-            held += length
-        return [*chunks, (first, len(self.tail))]
+    def _lay_out(self, size: int, device: torch.device) -> tuple[list[_Chunk], Tensor]:
+        """Chunks of at most `size` tokens where a class has no more, and each class's place among their results."""
+        key = (size, device)
+        if self._laid_out is None or self._laid_out[0] != key:
+            bounds, first, held = [], 0, 0
+            for row, length in enumerate(self.tail):
+                if held + length > size and row > first:
+                    bounds.append((first, row))
+                    first, held = row, 0
+                held += length
+            bounds.append((first, len(self.tail)))
+            back = torch.tensor(self.order).argsort().to(device)
+            self._laid_out = key, [self._chunk(*each, device) for each in bounds], back
+        return self._laid_out[1:]
 
-    def _encode_prefix(self, x: Tensor) -> list[Tensor]:
+    def _chunk(self, first: int, last: int, device: torch.device) -> _Chunk:
+        lengths, rows = self.tail[first:last], self.order[first:last]
+        position = torch.cat([torch.arange(length) for length in lengths]) + self.prefix
+        row = torch.tensor(rows).repeat_interleave(torch.tensor(lengths))
+        return _Chunk(
+            ids=self.tokens.ids[row, position].to(device),
+            position=position.to(device),
+            ends=(torch.tensor(lengths).cumsum(0) - 1).to(device),
+            groups=_groups(lengths),
+        )
+
+    def _encode_prefix(self, x: Tensor, hook: BlockHook) -> list[Tensor]:
         """Keys and values of the prefix in every block, ``[B, H, P, d / H]`` each, keys first."""
         cached: list[Tensor] = []
         blocks = self.tower.transformer.resblocks
         for number, block in enumerate(blocks):
-            query, key, value = _project(block, x)
+            x = hook.enter(number, x)
+            query, key, value = project(block, number, x, hook)
             cached += [key, value]
             if number + 1 < len(blocks):
                 attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-                x = _finish(block, x, attended.transpose(1, 2).flatten(2))
+                x = finish(block, number, x, attended.transpose(1, 2).flatten(2), hook)
         return cached
 
-    def _encode_tails(self, first: int, last: int, *cached: Tensor) -> Tensor:
+    def _encode_tails(self, chunk: _Chunk, cached: Sequence[Tensor], hook: BlockHook) -> Tensor:
         tower = self.tower
-        lengths = self.tail[first:last]
-        device = cached[0].device
-        ids = torch.cat(self.tail_ids[first:last]).to(device)
-        position = torch.cat([torch.arange(length) for length in lengths]).to(device) + self.prefix
-        x = tower.token_embedding(ids) + tower.positional_embedding[position].to(tower.token_embedding.weight.dtype)
+        table = tower.token_embedding
+        x = table(chunk.ids) + tower.positional_embedding[chunk.position].to(table.weight.dtype)
         x = x.expand(cached[0].shape[0], -1, -1)
-        groups = _groups(lengths)
-        ends = torch.tensor(lengths, device=device).cumsum(0) - 1
         blocks = tower.transformer.resblocks
         for number, block in enumerate(blocks):
-            query, key, value = _project(block, x)
-            only_ends = number + 1 == len(blocks)
-            attended = _attend(query, key, value, cached[2 * number], cached[2 * number + 1], groups, only_ends)
-            x = _finish(block, x[:, ends] if only_ends else x, attended)
+            last = number + 1 == len(blocks)
+            query, key, value = project(block, number, x, hook, chunk.ends if last else None)
+            attended = _attend(query, key, value, cached[2 * number], cached[2 * number + 1], chunk.groups, last)
+            x = finish(block, number, x[:, chunk.ends] if last else x, attended, hook)
         x = tower.ln_final(x)
         projection = tower.text_projection
         if isinstance(projection, nn.Linear):
@@ -162,20 +188,6 @@ def _groups(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return groups
 
 
-def _project(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values ``[B, H, T, d / H]`` of a block's input ``[B, T, d]``."""
-    attention = block.attn
-    packed = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-    query, key, value = packed.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    return query, key, value
-
-
-def _finish(block: Any, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a block, behind its attention."""
-    x = x + block.ls_1(block.attn.out_proj(attended))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]
-
-
 def _attend(
     query: Tensor,
     key: Tensor,
@@ -185,23 +197,30 @@ def _attend(
     groups: list[tuple[int, int]],
     only_ends: bool,
 ) -> Tensor:
-    """Attention of packed tokens ``[B, H, T, h]`` to the prefix and to their own class, as ``[B, T or classes, d]``."""
+    """Attention of packed tokens ``[B, H, T, h]`` to the prefix and to their own class, as ``[B, T or classes, d]``.
+
+    With `only_ends` there is one query for each class, that of its end token.
+    """
     batch, heads, _, head_width = query.shape
     prefix = prefix_key.shape[2]
-    attended, first = [], 0
+    attended, first, first_query = [], 0, 0
     for length, classes in groups:
-        part = slice(first, first + length * classes)
-        first += length * classes
-        shape = (batch, heads, classes, length, head_width)
-        q, k, v = (each[:, :, part].reshape(shape).transpose(1, 2) for each in (query, key, value))
+        asking = 1 if only_ends else length
+
+        def of_group(packed: Tensor, start: int, length: int, classes: int = classes) -> Tensor:
+            part = packed[:, :, start : start + length * classes]
+            return part.reshape(batch, heads, classes, length, head_width).transpose(1, 2)
+
+        q = of_group(query, first_query, asking)
         shared = (batch, classes, heads, prefix, head_width)
-        k = torch.cat([prefix_key[:, None].expand(shared), k], dim=3)
-        v = torch.cat([prefix_value[:, None].expand(shared), v], dim=3)
-        if only_ends:
-            q, mask = q[:, :, :, -1:], None
-        else:
+        k = torch.cat([prefix_key[:, None].expand(shared), of_group(key, first, length)], dim=3)
+        v = torch.cat([prefix_value[:, None].expand(shared), of_group(value, first, length)], dim=3)
+        mask = None
+        if not only_ends:
             place = torch.arange(prefix + length, device=query.device)
             mask = place <= place[prefix:, None]
         out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=mask)
         attended.append(out.transpose(1, 2).reshape(batch, -1, heads * head_width))
+        first += length * classes
+        first_query += asking * classes
     return torch.cat(attended, dim=1)

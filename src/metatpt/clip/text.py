@@ -1,24 +1,33 @@
-"""Class features for a tunable context, by the way that the text tower's own properties allow.
+"""Class features for a tunable context, through open_clip's own forward: it serves any text tower.
 
-Two ways, with the same results: :func:`hooked_features` runs open_clip's own ``encode_text`` and puts the context into
-the output of its token embedding, so it serves any tower; :class:`metatpt.clip.packed.PackedPrompts` computes
-every token once, where attention is causal.
+The context is put into the output of the tower's token embedding. :mod:`metatpt.clip.packed` is the quick way with the
+same results, for causal towers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .budget import Budget
+from .blocks import BlockHook
 from .tokens import PromptTokens
 
 Guard = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How much goes through a tower at once, and whether that is computed again in the backward pass."""
+
+    chunk: int
+    recompute: bool
 
 
 def text_tower(model: nn.Module) -> nn.Module:
@@ -38,52 +47,70 @@ def token_embedding(model: nn.Module) -> nn.Embedding:
     return table
 
 
-def hooked_features(
-    model: Any, tokens: PromptTokens, context: Tensor | None, bytes_per_row: int, budget: Budget, guard: Guard
-) -> Tensor:
-    """Text features through open_clip's own forward.
+def pool_type(tower: Any) -> str | None:
+    """Where the features are taken; in OpenAI's layout the tower is the model, and says that it means the text's."""
+    return getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
+
+
+def trimmable(model: nn.Module) -> bool:
+    """Whether padding at the end of a row changes nothing, and the tower takes shorter rows.
+
+    Hugging Face towers do, which mask padding. open_clip's own take full rows only, and most of those that are not
+    packed (:mod:`metatpt.clip.packed`) attend to padding.
+    """
+    return isinstance(text_tower(model), HFTextEncoder)
+
+
+class PlainPrompts:
+    """Prompts of one class list, for any tower.
 
     Args:
         model: An open_clip model.
-        tokens: Prompts of U different classes.
-        context: ``[B, n_context, d]``, or None for the words of the prompts themselves.
-        bytes_per_row: What the graph of a prompt keeps.
-        budget: Of memory; what needs more goes through in chunks that are recomputed in the backward pass.
-        guard: Context manager to run the tower in, in the recomputation as well.
-
-    Returns:
-        ``[B, U, D]``, not normalised (B = 1 without a context).
+        tokens: Its prompts.
     """
-    table = token_embedding(model)
-    ids = tokens.ids.to(table.weight.device)
-    n_prompts, length = ids.shape
-    batch = 1 if context is None else context.shape[0]
-    rows = ids.expand(batch, n_prompts, length).reshape(-1, length)
-    owner = torch.arange(batch, device=ids.device).repeat_interleave(n_prompts)
 
-    def encode(rows: Tensor, vectors: Tensor | None) -> Tensor:
-        def put_context(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            if vectors is None:
-                return output
-            before, after = tokens.start, tokens.start + tokens.n_context
-            return torch.cat([output[:, :before], vectors.to(output.dtype), output[:, after:]], dim=1)
+    takes_hooks = False
 
-        handle = table.register_forward_hook(put_context)
-        try:
-            with guard():
-                return model.encode_text(rows)  # type: ignore[no-any-return]
-        finally:
-            handle.remove()
+    def __init__(self, model: nn.Module, tokens: PromptTokens) -> None:
+        self.model: Any = model
+        self.tokens = tokens
+        self.length = int(tokens.length.max()) if trimmable(model) else tokens.ids.shape[1]
 
-    rows_per_chunk = budget.chunk(bytes_per_row)
-    recompute = torch.is_grad_enabled() and context is not None and budget.recompute(len(rows), bytes_per_row)
-    chunks = []
-    for first in range(0, len(rows), rows_per_chunk):
-        part = slice(first, first + rows_per_chunk)
-        vectors = None if context is None else context[owner[part]]
-        if recompute:
-            # Non-reentrant: the reentrant kind cannot be used with autograd.grad.
-            chunks.append(checkpoint(encode, rows[part], vectors, use_reentrant=False))
-        else:
-            chunks.append(encode(rows[part], vectors))
-    return torch.cat(chunks).reshape(batch, n_prompts, -1)
+    @property
+    def size(self) -> int:
+        """Number of rows: what a chunk is counted in."""
+        return len(self.tokens.ids)
+
+    def features(self, context: Tensor | None, passes: Passes, guard: Guard, hook: BlockHook) -> Tensor:
+        """Text features; see :meth:`metatpt.clip.packed.PackedPrompts.features`. There is no place for a hook."""
+        tokens = self.tokens
+        table = token_embedding(self.model)
+        ids = tokens.ids[:, : self.length].to(table.weight.device)
+        batch = 1 if context is None else len(context)
+        rows = ids.expand(batch, *ids.shape).flatten(0, 1)
+        owner = torch.arange(batch, device=ids.device).repeat_interleave(len(ids))
+
+        def encode(rows: Tensor, vectors: Tensor | None) -> Tensor:
+            def put_context(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+                if vectors is None:
+                    return output
+                before, after = tokens.start, tokens.start + tokens.n_context
+                return torch.cat([output[:, :before], vectors.to(output.dtype), output[:, after:]], dim=1)
+
+            handle = table.register_forward_hook(put_context)
+            try:
+                with guard():
+                    return self.model.encode_text(rows)  # type: ignore[no-any-return]
+            finally:
+                handle.remove()
+
+        chunks = []
+        for first in range(0, len(rows), passes.chunk):
+            part = slice(first, first + passes.chunk)
+            vectors = None if context is None else context[owner[part]]
+            if passes.recompute:
+                # Non-reentrant: the reentrant kind cannot be used with autograd.grad.
+                chunks.append(checkpoint(encode, rows[part], vectors, use_reentrant=False))
+            else:
+                chunks.append(encode(rows[part], vectors))
+        return torch.cat(chunks).reshape(batch, len(ids), -1)

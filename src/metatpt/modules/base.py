@@ -9,7 +9,7 @@ import dataclasses
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning
 import open_clip
@@ -36,8 +36,8 @@ class AdaptationModule(lightning.LightningModule, ABC):
         template: Text with ``{}`` for the class name; where nothing is tuned also ``ensemble`` (the 80 ImageNet
             templates) or a list of templates.
         class_names: The C classes. The command line takes them from the data.
-        memory: Megabytes that activations may take, about, with up to 8 samples at once; what needs more goes through
-            in chunks, recomputed in the backward pass.
+        memory: Megabytes that activations may take, about, or ``auto``: half of what is free on the device at first
+            use. What needs more goes through in chunks, recomputed in the backward pass.
     """
 
     tunes: ClassVar[bool] = True
@@ -49,7 +49,7 @@ class AdaptationModule(lightning.LightningModule, ABC):
         pretrained: str | None = None,
         template: str | list[str] = "a photo of a {}.",
         class_names: list[str] | None = None,
-        memory: int = 4096,
+        memory: int | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         if not class_names:

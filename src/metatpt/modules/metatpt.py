@@ -128,23 +128,27 @@ class MetaTPTModule(PromptTuningModule):
 
     # The two loops
 
-    def inner_loop(self, batch: Batch | None, look: Look, state: State | None) -> Learned:
+    def inner_loop(self, batch: Batch | None, look: Look, state: State | None, head: Head) -> Learned:
         """Learn the views of S under a prompt, from their start, with a fresh optimiser.
 
         With ``order: second`` what it returns is a differentiable function of `state`. Only fixed views need no batch.
+
+        Args:
+            batch: The pictures.
+            look: Their views.
+            state: The prompt; None for the initial one.
+            head: The head under that prompt, which the outer loop has at hand.
         """
         if self.augmentation == "fixed" or not self.inner_steps:
             return Learned(look.raw, take_views(look.features, look.chosen))
         assert batch is not None
         assert look.raw is not None
         second = self.order == "second" and state is not None
-        with torch.set_grad_enabled(second):
-            head = self.prompt.head(state)
         self.clip.double_backward = second
         try:
             with self._view_steps(look.raw, second) as (views, step):
                 for _ in range(self.inner_steps):
-                    features = self._encode_selected(batch, look, views(), state)
+                    features = self._encode_selected(batch, look, views())
                     step(combine(self.inner_weights, INNER, self._predict_views(head, features, look)).sum())
                 raw = views()
         finally:
@@ -152,7 +156,7 @@ class MetaTPTModule(PromptTuningModule):
         if self.augmentation == "random_step":
             raw = self._random_step(batch, look, raw)
         with torch.set_grad_enabled(second):
-            learned = Learned(raw, self._encode_selected(batch, look, raw, state))
+            learned = Learned(raw, self._encode_selected(batch, look, raw))
         return learned if second else learned.detach()
 
     def outer_loop(self, batch: Batch | None, look: Look, state: State) -> tuple[State, Learned, dict[str, Tensor]]:
@@ -162,9 +166,10 @@ class MetaTPTModule(PromptTuningModule):
 
         def loss(state: State, step: int) -> Tensor:
             nonlocal learned, target
+            head = self.prompt.head(state)
             if learned is None or self.schedule == "nested":
-                learned = self.inner_loop(batch, look, state)
-            predictions = self._predict_views(self.prompt.head(state), learned.features, look)
+                learned = self.inner_loop(batch, look, state, head)
+            predictions = self._predict_views(head, learned.features, look)
             learned = learned.detach()  # frees the tape: no later step's gradient goes through it
             target = teacher(predictions.log_probs, look.counted) if target is None else target
             predictions.teacher = target
@@ -172,7 +177,7 @@ class MetaTPTModule(PromptTuningModule):
 
         state, diagnostics = self.tune(state, loss)
         if learned is None:  # no outer step was asked for
-            learned = self.inner_loop(batch, look, None)
+            learned = self.inner_loop(batch, look, None, self.prompt.head())
         return state, learned, diagnostics
 
     def joint_loop(self, batch: Batch, look: Look, state: State) -> tuple[State, Learned, dict[str, Tensor]]:
@@ -184,7 +189,7 @@ class MetaTPTModule(PromptTuningModule):
         with self._view_steps(look.raw, False) as (views, step_views):
             for step in range(1, self.outer_steps + 1):
                 state = {name: value.detach().requires_grad_() for name, value in state.items()}
-                features = self._encode_selected(batch, look, views(), state)
+                features = self._encode_selected(batch, look, views())
                 predictions = self._predict_views(self.prompt.head(state), features, look)
                 target = teacher(predictions.log_probs, look.counted) if target is None else target
                 predictions.teacher = target
@@ -199,7 +204,7 @@ class MetaTPTModule(PromptTuningModule):
             raw = views().detach()
         state = {name: value.detach() for name, value in state.items()}
         with torch.no_grad():
-            learned = Learned(raw, self._encode_selected(batch, look, raw, state))
+            learned = Learned(raw, self._encode_selected(batch, look, raw))
         return state, learned, self.tuning_diagnostics(losses, rates)
 
     # The method
@@ -273,10 +278,24 @@ class MetaTPTModule(PromptTuningModule):
         moved: Tensor = look.raw + length * unit
         return moved
 
-    def _encode_selected(self, batch: Batch, look: Look, raw: Tensor, state: State | None) -> Tensor:
+    def _encode_selected(self, batch: Batch, look: Look, raw: Tensor) -> Tensor:
+        """Features ``[B, K, D]`` of S at parameters `raw`; the original never moves and is not encoded again."""
         if self.augmentation == "fixed":
             return take_views(look.features, look.chosen)
-        return self.prompt.encode(self.selected_pixels(batch, look, raw), state)
+        assert look.flip is not None
+        pixels = self.warp(batch, raw, look.flip)
+        moving = [(views[places], places) for views, places in zip(pixels, look.moving, strict=True)]
+        encoded = iter(self.prompt.encode_each([views for views, places in moving if places]))
+        features = []
+        for row, (_, places) in enumerate(moving):
+            each = next(encoded) if places else look.features[row, :0]
+            if len(places) < raw.shape[1]:
+                place = next(number for number in range(raw.shape[1]) if number not in places)
+                # Tied to its parameters, so that where S is the original alone there is a gradient: of zero.
+                original = look.features[row, :1] + 0 * raw[row, place].sum()
+                each = torch.cat([each[:place], original, each[place:]])
+            features.append(each)
+        return torch.stack(features)
 
     def _predict_views(self, head: Head, features: Tensor, look: Look) -> Predictions:
         """Predictions for the original and for views of S, given as ``[B, K, D]``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
@@ -39,6 +40,11 @@ class Look:
     raw: Tensor | None
     flip: Tensor | None
     seen: Tensor | None
+
+    @cached_property
+    def moving(self) -> list[list[int]]:
+        """For each picture the places in S of all views but the original, read from the device once."""
+        return [[place for place, original in enumerate(row) if not original] for row in self.original.tolist()]
 
     @property
     def counted(self) -> Tensor:

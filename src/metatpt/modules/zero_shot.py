@@ -15,6 +15,6 @@ class ZeroShotModule(AdaptationModule):
 
     def adapt(self, batch: Batch) -> Adaptation:
         """Predict the original view."""
-        features = self.prompt.encode(batch.image[:, None])
+        features = self.prompt.encode(batch.image[:, None], together=True)
         log_probs = self.log_probs(self.prompt.head(), features)[:, 0]
         return Adaptation(log_probs.float(), log_probs.float(), diagnostics={"zero_shot_entropy": entropy(log_probs)})

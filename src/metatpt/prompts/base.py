@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from metatpt.clip import FrozenCLIP
 from metatpt.types import State
 
 Head = Callable[[Tensor], Tensor]
 """Logits ``[B, V, C]`` of encoded views ``[B, V, D]``, under one state."""
+
+Compute = Callable[[State, int], Tensor]
+"""Class features ``[1, U, D]`` under the state of one sample, of so many whose graphs are held at once."""
 
 
 class TunedParameters(nn.ParameterDict):
@@ -48,7 +53,7 @@ class PromptLearner(nn.Module, ABC):
         self.clip = clip
         self.register_buffer("column", column, persistent=False)
         self.tuned = TunedParameters()
-        self._kept: tuple[object, Tensor] | None = None
+        self._kept: _Kept | None = None
 
     def initial_state(self, batch_size: int) -> State:
         """The parameters, repeated for each sample."""
@@ -58,30 +63,70 @@ class PromptLearner(nn.Module, ABC):
         """Standard deviation of each parameter's entries: what a relative learning rate is relative to."""
         return {name: float(value.detach().double().std()) for name, value in self.tuned.items()}
 
-    def encode(self, views: Tensor, state: State | None = None) -> Tensor:
+    def encode(self, views: Tensor, state: State | None = None, together: bool = False) -> Tensor:
         """Features of views.
 
         Args:
             views: ``[B, V, 3, R, R]`` in [0, 1].
             state: Of B samples; None for the initial one. Only a learner that reaches the pixels looks at it.
+            together: Encode all samples at once, which is quicker for a view or two of each. How their features are
+                rounded then depends on B: not for what a prompt is tuned on.
 
         Returns:
             ``[B, V, D]`` of unit length.
         """
-        if views.shape[1] == 1:
-            return self.clip.encode_image(views[:, 0])[:, None]
-        # Sample by sample, so that rounding does not depend on the batch size: tuning multiplies a difference of 1e-7
-        # in a gradient by 1e5 within a few steps. The views of one sample are many enough to fill a device.
-        return torch.stack([self.clip.encode_image(each) for each in views])
+        if together:
+            return self.clip.encode_image(views.flatten(0, 1)).reshape(*views.shape[:2], -1)
+        return torch.stack(self.encode_each(list(views), state))
 
-    def kept(self, compute: Callable[[], Tensor]) -> Tensor:
-        """Class features of the initial state: computed once for the parameters, device and precision at hand."""
+    def encode_each(self, views: Sequence[Tensor], state: State | None = None) -> list[Tensor]:
+        """The same for samples with different numbers of views, ``[V, 3, R, R]`` each.
+
+        Sample by sample, so that rounding does not depend on the batch size: tuning multiplies a difference of 1e-7
+        in a gradient by 1e5 within a few steps. The views of one sample are many enough to fill a device.
+        """
+        return [self.clip.encode_image(each, held=len(views)) for each in views]
+
+    def class_features(self, state: State | None, compute: Compute) -> Tensor:
+        """Class features under a state, each computed once.
+
+        Those of the initial state are computed once for all samples, for the parameters, device and precision at hand;
+        and so is their graph, through which each sample then sends its own gradient.
+
+        Args:
+            state: Of B samples; None for the initial one.
+            compute: Gives ``[1, U, D]`` for the state of one sample.
+
+        Returns:
+            ``[B, U, D]`` (B = 1 for the initial state).
+        """
+        if state is not None and not self._is_initial(state):
+            # Sample by sample, as views are encoded, and for the same reason.
+            size = len(next(iter(state.values())))
+            samples = ({name: value[row : row + 1] for name, value in state.items()} for row in range(size))
+            return torch.cat([compute(sample, size) for sample in samples])
         versions = [value._version for value in self.tuned.values()]
         key = (self.column.device, self.clip.dtype, self.clip.autocast_dtype, versions)
-        if self._kept is None or self._kept[0] != key:
-            with torch.no_grad():
-                self._kept = key, compute()
-        return self._kept[1]
+        graph = state is not None and torch.is_grad_enabled()
+        if self._kept is None or self._kept.key != key or (graph and not self._kept.features.requires_grad):
+            with torch.set_grad_enabled(graph):
+                leaves = {name: value.detach()[None].requires_grad_(graph) for name, value in self.tuned.items()}
+                self._kept = _Kept(key, list(leaves.values()), compute(leaves, 1))
+        if not graph:
+            return self._kept.features.detach()
+        assert state is not None
+        return _FromInitial.apply(self._kept, *state.values())  # type: ignore[no-any-return]
+
+    def _is_initial(self, state: State) -> bool:
+        """Whether a state is what :meth:`initial_state` gave: a view of the parameters. Its values are not read."""
+        return all(
+            value.untyped_storage().data_ptr() == self.tuned[name].untyped_storage().data_ptr()
+            for name, value in state.items()
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept: a graph can be neither copied nor pickled."""
+        return {**self.__dict__, "_kept": None}
 
     @abstractmethod
     def head(self, state: State | None = None) -> Head:
@@ -90,6 +135,36 @@ class PromptLearner(nn.Module, ABC):
         Args:
             state: Of B samples; None for the initial state, whose class features are computed once and kept.
         """
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Class features ``[1, U, D]`` of the initial state, and their graph from its values ``[1, ...]``, if asked for."""
+
+    key: object
+    leaves: list[Tensor]
+    features: Tensor
+
+
+class _FromInitial(torch.autograd.Function):
+    """The initial class features as functions of B samples' states, which all have the initial values.
+
+    The forward pass is done already; the backward pass sends each sample's gradient through the one graph.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, kept: _Kept, *state: Tensor) -> Tensor:
+        ctx.kept = kept
+        return kept.features.detach().expand(len(state[0]), -1, -1).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        kept: _Kept = ctx.kept
+        each = [
+            torch.autograd.grad(kept.features, kept.leaves, sample, retain_graph=True) for sample in gradient.split(1)
+        ]
+        return None, *(torch.cat(of_samples) for of_samples in zip(*each, strict=True))
 
 
 def class_head(class_features: Tensor, scale: float, column: Tensor) -> Head:

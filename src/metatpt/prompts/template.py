@@ -30,8 +30,8 @@ class TemplatePrompt(PromptLearner):
 
     def head(self, state: State | None = None) -> Head:
         """See :meth:`PromptLearner.head`; there is only the initial state."""
-        return class_head(self.kept(self._class_features), self.clip.logit_scale, self.column)
+        return class_head(self.class_features(None, self._compute), self.clip.logit_scale, self.column)
 
-    def _class_features(self) -> Tensor:
-        each = [self.clip.encode_prompts(layout)[0] for layout in self._layouts]
+    def _compute(self, state: State, held: int) -> Tensor:
+        each = [self.clip.encode_prompts(layout) for layout in self._layouts]
         return each[0] if len(each) == 1 else F.normalize(torch.stack(each).mean(0), dim=-1)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metatpt.clip import FrozenCLIP
 from metatpt.types import State
@@ -35,10 +34,7 @@ class TextPrompt(PromptLearner):
 
     def head(self, state: State | None = None) -> Head:
         """See :meth:`PromptLearner.head`; the state's ``context`` is ``[B, n_context, d]``."""
-        if state is None:
-            features = self.kept(lambda: self.clip.encode_prompts(self._layout, self.tuned["context"][None])[0])
-        else:
-            # Sample by sample, as views are encoded, and for the same reason.
-            each = [self.clip.encode_prompts(self._layout, context) for context in state["context"].split(1)]
-            features = torch.cat(each)
-        return class_head(features, self.clip.logit_scale, self.column)
+        return class_head(self.class_features(state, self._compute), self.clip.logit_scale, self.column)
+
+    def _compute(self, state: State, held: int) -> Tensor:
+        return self.clip.encode_prompts(self._layout, state["context"], held=held)

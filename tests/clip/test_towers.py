@@ -152,9 +152,9 @@ def test_pictures_whose_graphs_do_not_fit_are_computed_again() -> None:
     clip.model.visual.transformer.resblocks[0].mlp.register_forward_hook(lambda m, args, out: sizes.append(len(out)))
     gradients = []
     for total, held, expected in (
-        (2 * graph, 1, [3]),
-        (2 * graph, 2, [3, 3]),  # with the graph of another sample it would not fit
-        (4 * graph, 2, [3]),
+        (4 * graph, 1, [3]),
+        (4 * graph, 2, [3, 3]),  # with the graph of another sample it would not fit
+        (8 * graph, 2, [3]),
         (graph, 1, [1, 1, 1, 1, 1, 1]),
     ):
         clip.budget = Budget(total)
@@ -165,14 +165,41 @@ def test_pictures_whose_graphs_do_not_fit_are_computed_again() -> None:
     torch.testing.assert_close(gradients[3], gradients[0])
 
 
+@pytest.mark.parametrize("memory", [2**32, 1])
+def test_small_gradients_survive_half_precision(memory: int) -> None:
+    """The gradient of a confident prediction is below what float16 holds."""
+    clip = frozen("openai_vit")
+    clip.budget = Budget(memory)
+    tokens = clip.tokenize("a photo of a {}.", NAMES)
+    layout = clip.layout(tokens)
+    torch.manual_seed(0)
+    weights = 1e-9 * torch.randn(len(NAMES), 24), 1e-9 * torch.randn(2, 24)
+    found = {}
+    for dtype in (None, torch.float16, torch.bfloat16):
+        clip.autocast_dtype = dtype
+        context = clip.embed_context(tokens)[None].requires_grad_()
+        images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        texts, pictures = clip.encode_prompts(layout, context)[0], clip.encode_image(images)
+        found[dtype] = (
+            *torch.autograd.grad((texts * weights[0]).sum(), context),
+            *torch.autograd.grad((pictures * weights[1]).sum(), images),
+        )
+    for gradients in zip(*found.values(), strict=True):
+        exact, half, brain = (1e9 * gradient for gradient in gradients)
+        assert exact.abs().max() > 0.01
+        assert F.cosine_similarity(half.flatten(), exact.flatten(), dim=0) > 0.9999
+        assert F.cosine_similarity(brain.flatten(), exact.flatten(), dim=0) > 0.99
+        assert 0.99 < half.norm() / exact.norm() < 1.01
+
+
 def test_memory_is_measured_and_bounded() -> None:
     clip = frozen("openai_vit", memory="auto")
     device = torch.device("cpu")
     assert 2**28 < clip.budget.total(device) < psutil.virtual_memory().total
     assert frozen("openai_vit", memory=3).budget.total(device) == 3 * 2**20
     assert Budget(2**40).chunk(2**20, device) == 1024  # no more than keeps a processor busy
-    assert Budget(64 * 2**20).chunk(2**20, device) == 32
-    assert Budget(64 * 2**20).chunk(2**20, device, graph=False) == 256
+    assert Budget(64 * 2**20).chunk(2**20, device) == 16
+    assert Budget(64 * 2**20).chunk(2**20, device, graph=False) == 128
     # What a graph of two linear layers and an activation keeps: the activation's input, nothing of the weights.
     layers = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).requires_grad_(False)
     x = torch.ones(10, 5, requires_grad=True)

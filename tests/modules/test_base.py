@@ -222,8 +222,10 @@ def test_no_width_is_written_into_the_code(
         assert module.process(make_batch(2, 32)).status == ["ok", "ok"]
 
 
-def test_second_order_in_chunks_of_one_picture(tiny_clip_folder: Path) -> None:
+@pytest.mark.parametrize("inner_steps", [1, 2])
+def test_second_order_in_chunks_of_one_picture(tiny_clip_folder: Path, inner_steps: int) -> None:
     options = {"order": "second", "schedule": "nested", "n_views": 6, "selection": 0.5, "outer_steps": 2}
+    options["inner_steps"] = inner_steps
     module = MetaTPTModule(clip=str(tiny_clip_folder), class_names=NAMES, **options).double()
     whole = module.process(make_batch(2, 32))
     module.clip.budget = Budget(1)  # byte: every picture and every prompt is a chunk of its own, recomputed

@@ -87,7 +87,7 @@ def test_the_classifier_gives_the_numbers_of_the_command_line(tmp_path: Path) ->
         assert float(row["zero_shot_probability"]) == pytest.approx(float(zero_shot.max()), abs=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("kind", [ZeroShotModule, TPTModule, MetaTPTModule])
 def test_towers_in_low_precision(kind: type[AdaptationModule], precision: str) -> None:
     def top1(precision: str) -> torch.Tensor:

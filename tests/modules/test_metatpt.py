@@ -12,6 +12,7 @@ from helpers.batches import NAMES, make_batch
 from helpers.models import save_folder
 from helpers.reference import metatpt
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metatpt.functional import take_views
 from metatpt.modules import MetaTPTModule
@@ -214,6 +215,46 @@ def test_what_does_not_move_is_not_encoded_again(folder: Path, monkeypatch: pyte
     texts.clear()
     module.process(batch)
     assert len(texts) == 3 * 3  # each picture's prompt after each of three steps; the initial one is kept
+
+
+class Reads(TorchDispatchMode):
+    """Counts values that the host reads: on a GPU each waits for all work before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"schedule": "nested", "order": "second"}, {"schedule": "joint"}, {"inner_optimizer": "sgd"}],
+    ids=str,
+)
+def test_the_loops_read_nothing_from_the_device(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    module = make(folder, outer_steps=2, **options)
+    module.process(make_batch(1, 32))  # what is read and measured once for a run
+    counts = []
+    for name in ("outer_loop", "joint_loop"):
+        loop = getattr(module, name)
+
+        def counted(*args: Any, loop: Any = loop) -> Any:
+            with Reads() as reads:
+                result = loop(*args)
+            counts.append(reads.count)
+            return result
+
+        monkeypatch.setattr(module, name, counted)
+    module.process(make_batch(2, 32))
+    assert counts == [0]
+    with Reads() as reads:
+        bool(torch.ones(1))
+    assert reads.count == 1
 
 
 def test_averaged_control_needs_no_tuning(folder: Path) -> None:

@@ -13,13 +13,17 @@ import psutil
 import torch
 from torch import Tensor
 
+_PARTS = 4
 _FORWARD_ONLY = 8  # a pass without a graph holds at most about this fraction of what a graph keeps
 _FULL = {"cuda": 2**31}  # bytes of a pass without a graph that keep a device busy: larger chunks gain nothing
 _FULL_ELSEWHERE = 2**27
 
 
 class Budget:
-    """Memory for activations.
+    """Memory for activations, in four parts that may all be in use at once.
+
+    One is for the chunk that goes through, and one each for the graphs that wait for their backward pass: of the
+    initial prompt, of the samples' prompts, of their pictures.
 
     Args:
         total: Bytes, about; None for half of what is free on a device when it is first asked for.
@@ -46,12 +50,12 @@ class Budget:
             graph: Whether it is kept; without one more fit.
         """
         passing = max(1, each // _FORWARD_ONLY)
-        fit = self.total(device) // 2 // max(1, each if graph else passing)
+        fit = self.total(device) // _PARTS // max(1, each if graph else passing)
         return max(1, min(fit, _FULL.get(device.type, _FULL_ELSEWHERE) // passing))
 
     def recompute(self, kept: int, device: torch.device) -> bool:
-        """Whether that many bytes are too much to keep until the backward pass: the other half is for them."""
-        return kept > self.total(device) // 2
+        """Whether graphs of that many bytes in all are too much to keep until the backward pass."""
+        return kept > self.total(device) // _PARTS
 
 
 def _free_bytes(device: torch.device) -> int:

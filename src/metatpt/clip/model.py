@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,8 @@ from metatpt.types import Preprocessing
 from .blocks import IDENTITY, BlockHook
 from .budget import Budget, kept_bytes
 from .packed import PackedPrompts, packable
-from .text import Passes, PlainPrompts, text_tower, token_embedding
+from .scaling import GradientScale
+from .text import Guard, Passes, PlainPrompts, text_tower, token_embedding
 from .tokens import PromptTokens, Tokenizer, tokenize_prompts
 from .vit import encode_pictures, plain_vit
 
@@ -66,6 +68,7 @@ class FrozenCLIP(nn.Module):
         self.budget = Budget(None if memory == "auto" else memory * _MEGABYTE)
         self.autocast_dtype: torch.dtype | None = None
         self.double_backward = False
+        self._logit_scale = _logit_scale(model)
         self._plain_vit = plain_vit(self.model.visual)
         self._measured: dict[object, int] = {}
         self._normalisation: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
@@ -92,7 +95,7 @@ class FrozenCLIP(nn.Module):
     @property
     def logit_scale(self) -> float:
         """Factor of the cosine in a logit. A bias on all logits (SigLIP) does not change a softmax and is left out."""
-        return float(self.model.logit_scale.double().exp())
+        return self._logit_scale
 
     def fingerprint(self) -> str:
         """SHA-256 of all weights: what a checkpoint of a prompt was made for."""
@@ -126,19 +129,21 @@ class FrozenCLIP(nn.Module):
         graph = torch.is_grad_enabled() and (images.requires_grad or hook is not IDENTITY)
         each = self._bytes_per_picture(images)
         recompute = graph and self.budget.recompute(len(images) * held * each, images.device)
+        scale, guard = self._gradient_scale(graph, hook), self._guard()
+        images = scale.enter(images)
         features = []
         for part in images.split(self.budget.chunk(each, images.device, graph)):
             if recompute:
                 # Non-reentrant: the reentrant kind cannot be used with autograd.grad.
-                features.append(checkpoint(self._encode_image, part, hook, use_reentrant=False))
+                features.append(checkpoint(self._encode_image, part, hook, guard, use_reentrant=False))
             else:
-                features.append(self._encode_image(part, hook))
-        return torch.cat(features)
+                features.append(self._encode_image(part, hook, guard))
+        return scale.leave(torch.cat(features))
 
-    def _encode_image(self, images: Tensor, hook: BlockHook) -> Tensor:
+    def _encode_image(self, images: Tensor, hook: BlockHook, guard: Guard) -> Tensor:
         mean, std = self._constants(images)
         pixels = ((images - mean) / std).to(self.dtype)
-        with self._tower():
+        with guard():
             if self._plain_vit:
                 features = encode_pictures(self.model.visual, pixels, hook)
             else:
@@ -150,14 +155,19 @@ class FrozenCLIP(nn.Module):
         key = (images.device, images.dtype)
         if key not in self._normalisation:
             mean, std = self.preprocessing.mean, self.preprocessing.std
-            self._normalisation[key] = images.new_tensor(mean).view(3, 1, 1), images.new_tensor(std).view(3, 1, 1)
+            with torch.inference_mode(False):
+                self._normalisation[key] = tuple(  # type: ignore[assignment]
+                    torch.tensor(each, dtype=images.dtype, device=images.device).view(3, 1, 1) for each in (mean, std)
+                )
         return self._normalisation[key]
 
     def _bytes_per_picture(self, images: Tensor) -> int:
         """What the graph of one picture keeps."""
         one = images[:1].detach()
         key = ("picture", images.dtype, images.device)
-        each = self._measure(key, lambda: (self._encode_image(one.clone().requires_grad_(), IDENTITY), 1))
+        each = self._measure(
+            key, lambda: (self._encode_image(one.clone().requires_grad_(), IDENTITY, self._guard()), 1)
+        )
         return each * _SECOND_ORDER if self.double_backward else each
 
     def _measure(self, what: object, run: Callable[[], tuple[Tensor, int]]) -> int:
@@ -208,11 +218,17 @@ class FrozenCLIP(nn.Module):
             raise ValueError(_no_place_for(hook, text_tower(self.model), "a causal tower of open_clip's plain blocks"))
         device = token_embedding(self.model).weight.device
         graph = torch.is_grad_enabled() and (context is not None or hook is not IDENTITY)
-        each = self._bytes_per_prompt(prompts)
         batch = 1 if context is None else len(context)
-        recompute = graph and self.budget.recompute(batch * held * prompts.size * each, device)
-        passes = Passes(self.budget.chunk(each, device), recompute)
-        return _unit(prompts.features(context, passes, self._tower, hook), self.head_dtype)
+        recompute = graph and not self.keeps_graph(prompts, batch * held)
+        passes = Passes(self.budget.chunk(self._bytes_per_prompt(prompts), device), recompute)
+        scale = self._gradient_scale(graph, hook)
+        context = None if context is None else scale.enter(context)
+        return scale.leave(_unit(prompts.features(context, passes, self._guard(), hook), self.head_dtype))
+
+    def keeps_graph(self, prompts: PackedPrompts | PlainPrompts, held: int = 1) -> bool:
+        """Whether memory allows that so many graphs of these prompts are kept until the backward pass."""
+        device = token_embedding(self.model).weight.device
+        return not self.budget.recompute(held * prompts.size * self._bytes_per_prompt(prompts), device)
 
     def _bytes_per_prompt(self, prompts: PackedPrompts | PlainPrompts) -> int:
         """What the graph of one token of packed prompts keeps, or of one row of others; measured on a few."""
@@ -224,18 +240,26 @@ class FrozenCLIP(nn.Module):
         def run() -> tuple[Tensor, int]:
             probe = type(prompts)(self.model, few)
             context = self.embed_context(few)[None].requires_grad_()
-            return probe.features(context, Passes(probe.size, False), self._tower, IDENTITY), probe.size
+            return probe.features(context, Passes(probe.size, False), self._guard(), IDENTITY), probe.size
 
         return self._measure(("prompts", prompts), run)
 
+    def _gradient_scale(self, graph: bool, hook: BlockHook) -> GradientScale:
+        half = torch.float16 in (self.autocast_dtype, self.dtype)
+        return GradientScale(graph and half and hook is IDENTITY and not self.double_backward)
+
+    def _guard(self) -> Guard:
+        """Where a tower runs. What is set now holds in a later recomputation too, which must do the very same."""
+        return partial(self._tower, self.autocast_dtype, self.double_backward)
+
     @contextmanager
-    def _tower(self) -> Iterator[None]:
-        """Where a tower runs: in the trainer's precision, and twice differentiable where that is asked for."""
+    def _tower(self, autocast_dtype: torch.dtype | None, double_backward: bool) -> Iterator[None]:
+        """In the trainer's precision, and twice differentiable where that is asked for."""
         device = token_embedding(self.model).weight.device
         with ExitStack() as stack:
-            if self.autocast_dtype is not None:
-                stack.enter_context(torch.autocast(device.type, dtype=self.autocast_dtype))
-            if self.double_backward:
+            if autocast_dtype is not None:
+                stack.enter_context(torch.autocast(device.type, dtype=autocast_dtype))
+            if double_backward:
                 # Fused attention has no second derivative; it is enough that the forward ran under the math kernel.
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
@@ -243,6 +267,11 @@ class FrozenCLIP(nn.Module):
 
 def _no_place_for(hook: BlockHook, tower: nn.Module, needed: str) -> str:
     return f"{type(hook).__name__} reaches into {needed}, which {type(tower).__name__} is not: use another --model.clip"
+
+
+def _logit_scale(model: Any) -> float:
+    # Once: it is frozen, reading it waits for all work on a GPU, and a later cast to bfloat16 would round it.
+    return float(model.logit_scale.double().exp())
 
 
 def _unit(features: Tensor, dtype: torch.dtype) -> Tensor:

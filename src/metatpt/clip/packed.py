@@ -73,6 +73,7 @@ class PackedPrompts:
         tail = (end + 1 - self.prefix).tolist()
         self.order = sorted(range(len(tail)), key=lambda row: tail[row])
         self.tail = [tail[row] for row in self.order]
+        self._prefix_ids = ids[:1, : self.prefix]
         self._laid_out: tuple[object, list[_Chunk], Tensor] | None = None
 
     @property
@@ -94,7 +95,10 @@ class PackedPrompts:
         """
         tower = self.tower
         device = tower.token_embedding.weight.device
-        embedded = tower.token_embedding(self.tokens.ids[:1, : self.prefix].to(device))
+        if self._prefix_ids.device != device:  # a copy would wait for all work on a GPU
+            with torch.inference_mode(False):  # a later backward pass may keep it
+                self._prefix_ids = self._prefix_ids.to(device)
+        embedded = tower.token_embedding(self._prefix_ids)
         if context is not None:
             before, after = self.tokens.start, self.tokens.start + self.tokens.n_context
             whole = embedded.expand(len(context), -1, -1)
@@ -128,8 +132,9 @@ class PackedPrompts:
                     first, held = row, 0
                 held += length
             bounds.append((first, len(self.tail)))
-            back = torch.tensor(self.order).argsort().to(device)
-            self._laid_out = key, [self._chunk(*each, device) for each in bounds], back
+            with torch.inference_mode(False):  # a later backward pass may keep them
+                back = torch.tensor(self.order).argsort().to(device)
+                self._laid_out = key, [self._chunk(*each, device) for each in bounds], back
         return self._laid_out[1:]
 
     def _chunk(self, first: int, last: int, device: torch.device) -> _Chunk:
@@ -203,24 +208,20 @@ def _attend(
     """
     batch, heads, _, head_width = query.shape
     prefix = prefix_key.shape[2]
-    attended, first, first_query = [], 0, 0
-    for length, classes in groups:
-        asking = 1 if only_ends else length
-
-        def of_group(packed: Tensor, start: int, length: int, classes: int = classes) -> Tensor:
-            part = packed[:, :, start : start + length * classes]
-            return part.reshape(batch, heads, classes, length, head_width).transpose(1, 2)
-
-        q = of_group(query, first_query, asking)
+    sizes = [length * classes for length, classes in groups]
+    asking = [classes if only_ends else length * classes for length, classes in groups]
+    # Split, not sliced: the backward pass of a slice fills the whole with zeros.
+    parts = zip(groups, query.split(asking, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+    attended = []
+    for (length, classes), q, k, v in parts:
+        q, k, v = (each.unflatten(2, (classes, -1)).transpose(1, 2) for each in (q, k, v))
         shared = (batch, classes, heads, prefix, head_width)
-        k = torch.cat([prefix_key[:, None].expand(shared), of_group(key, first, length)], dim=3)
-        v = torch.cat([prefix_value[:, None].expand(shared), of_group(value, first, length)], dim=3)
+        k = torch.cat([prefix_key[:, None].expand(shared), k], dim=3)
+        v = torch.cat([prefix_value[:, None].expand(shared), v], dim=3)
         mask = None
         if not only_ends:
             place = torch.arange(prefix + length, device=query.device)
             mask = place <= place[prefix:, None]
         out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=mask)
         attended.append(out.transpose(1, 2).reshape(batch, -1, heads * head_width))
-        first += length * classes
-        first_query += asking * classes
     return torch.cat(attended, dim=1)

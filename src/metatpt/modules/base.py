@@ -172,7 +172,8 @@ class AdaptationModule(lightning.LightningModule, ABC):
         what = self.carries_over()
         if what is not None:
             self._check_online(batch, what)
-        readable = [row for row in range(len(batch)) if batch.error[row] is None and int(batch.index[row]) >= 0]
+        numbers = batch.index.tolist()  # read from the device at once
+        readable = [row for row in range(len(batch)) if batch.error[row] is None and numbers[row] >= 0]
         size = len(batch)
         nothing = batch.image.new_full((size, len(self.class_names)), torch.nan, dtype=torch.float32)
         if not readable:
@@ -202,10 +203,11 @@ class AdaptationModule(lightning.LightningModule, ABC):
     def _evaluate(self, batch: Batch) -> dict[str, Adaptation]:
         self._check_step(batch)
         adaptation = self.process(batch)
+        labels = batch.label.tolist()
         counted = [
             row
             for row, status in enumerate(adaptation.status)
-            if status != "skipped" and 0 <= int(batch.label[row]) < len(self.class_names)
+            if status != "skipped" and 0 <= labels[row] < len(self.class_names)
         ]
         self.n_labelled.update(len(counted))
         if counted:

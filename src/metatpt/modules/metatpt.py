@@ -143,7 +143,8 @@ class MetaTPTModule(PromptTuningModule):
             return Learned(look.raw, take_views(look.features, look.chosen))
         assert batch is not None
         assert look.raw is not None
-        second = self.order == "second" and state is not None
+        # Of a random step only the length counts, which nothing is differentiated through.
+        second = self.order == "second" and state is not None and self.augmentation != "random_step"
         self.clip.double_backward = second
         try:
             with self._view_steps(look.raw, second) as (views, step):

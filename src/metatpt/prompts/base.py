@@ -54,6 +54,7 @@ class PromptLearner(nn.Module, ABC):
         self.register_buffer("column", column, persistent=False)
         self.tuned = TunedParameters()
         self._kept: _Kept | None = None
+        self._spread: tuple[list[tuple[int, int]], dict[str, float]] | None = None
 
     def initial_state(self, batch_size: int) -> State:
         """The parameters, repeated for each sample."""
@@ -61,7 +62,11 @@ class PromptLearner(nn.Module, ABC):
 
     def spread(self) -> dict[str, float]:
         """Standard deviation of each parameter's entries: what a relative learning rate is relative to."""
-        return {name: float(value.detach().double().std()) for name, value in self.tuned.items()}
+        versions = self._versions()
+        if self._spread is None or self._spread[0] != versions:  # read from the device once, not for every batch
+            found = {name: float(value.detach().double().std()) for name, value in self.tuned.items()}
+            self._spread = versions, found
+        return dict(self._spread[1])
 
     def encode(self, views: Tensor, state: State | None = None, together: bool = False) -> Tensor:
         """Features of views.
@@ -87,7 +92,7 @@ class PromptLearner(nn.Module, ABC):
         """
         return [self.clip.encode_image(each, held=len(views)) for each in views]
 
-    def class_features(self, state: State | None, compute: Compute) -> Tensor:
+    def class_features(self, state: State | None, compute: Compute, keep: bool = True) -> Tensor:
         """Class features under a state, each computed once.
 
         Those of the initial state are computed once for all samples, for the parameters, device and precision at hand;
@@ -96,6 +101,7 @@ class PromptLearner(nn.Module, ABC):
         Args:
             state: Of B samples; None for the initial one.
             compute: Gives ``[1, U, D]`` for the state of one sample.
+            keep: Whether memory allows to keep the graph; else it is made for each batch.
 
         Returns:
             ``[B, U, D]`` (B = 1 for the initial state).
@@ -105,17 +111,21 @@ class PromptLearner(nn.Module, ABC):
             size = len(next(iter(state.values())))
             samples = ({name: value[row : row + 1] for name, value in state.items()} for row in range(size))
             return torch.cat([compute(sample, size) for sample in samples])
-        versions = [value._version for value in self.tuned.values()]
-        key = (self.column.device, self.clip.dtype, self.clip.autocast_dtype, versions)
         graph = state is not None and torch.is_grad_enabled()
-        if self._kept is None or self._kept.key != key or (graph and not self._kept.features.requires_grad):
-            with torch.set_grad_enabled(graph):
-                leaves = {name: value.detach()[None].requires_grad_(graph) for name, value in self.tuned.items()}
-                self._kept = _Kept(key, list(leaves.values()), compute(leaves, 1))
+        inference = torch.is_inference_mode_enabled()
+        key = (self.column.device, self.clip.dtype, self.clip.autocast_dtype, inference, self._versions())
+        with_graph = graph and keep
+        if self._kept is None or self._kept.key != key or (with_graph and not self._kept.features.requires_grad):
+            leaves = {name: value.detach()[None].requires_grad_() for name, value in self.tuned.items()}
+            with torch.set_grad_enabled(with_graph):
+                self._kept = _Kept(key, leaves, lambda: compute(leaves, 1), compute(leaves, 1))
         if not graph:
             return self._kept.features.detach()
         assert state is not None
-        return _FromInitial.apply(self._kept, *state.values())  # type: ignore[no-any-return]
+        return _FromInitial.apply(self._kept, *(state[name] for name in self.tuned))  # type: ignore[no-any-return]
+
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(value.data_ptr(), value._version) for value in self.tuned.values()]
 
     def _is_initial(self, state: State) -> bool:
         """Whether a state is what :meth:`initial_state` gave: a view of the parameters. Its values are not read."""
@@ -139,10 +149,18 @@ class PromptLearner(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class _Kept:
-    """Class features ``[1, U, D]`` of the initial state, and their graph from its values ``[1, ...]``, if asked for."""
+    """What is computed once for the initial state.
+
+    Attributes:
+        key: What it holds for.
+        leaves: The state's values, ``[1, ...]`` each.
+        compute: Gives the class features of the leaves.
+        features: These, ``[1, U, D]``; with their graph where that is kept.
+    """
 
     key: object
-    leaves: list[Tensor]
+    leaves: State
+    compute: Callable[[], Tensor]
     features: Tensor
 
 
@@ -161,9 +179,11 @@ class _FromInitial(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kept: _Kept = ctx.kept
-        each = [
-            torch.autograd.grad(kept.features, kept.leaves, sample, retain_graph=True) for sample in gradient.split(1)
-        ]
+        features, leaves = kept.features, list(kept.leaves.values())
+        if not features.requires_grad:
+            with torch.enable_grad():
+                features = kept.compute()
+        each = [torch.autograd.grad(features, leaves, sample, retain_graph=True) for sample in gradient.split(1)]
         return None, *(torch.cat(of_samples) for of_samples in zip(*each, strict=True))
 
 

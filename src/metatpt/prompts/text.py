@@ -34,7 +34,8 @@ class TextPrompt(PromptLearner):
 
     def head(self, state: State | None = None) -> Head:
         """See :meth:`PromptLearner.head`; the state's ``context`` is ``[B, n_context, d]``."""
-        return class_head(self.class_features(state, self._compute), self.clip.logit_scale, self.column)
+        keep = self.clip.keeps_graph(self._layout)
+        return class_head(self.class_features(state, self._compute, keep), self.clip.logit_scale, self.column)
 
     def _compute(self, state: State, held: int) -> Tensor:
         return self.clip.encode_prompts(self._layout, state["context"], held=held)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -45,10 +46,15 @@ class ViewBounds:
 
     def tensor(self, like: Tensor) -> Tensor:
         """The bounds ``[6]`` in the order of the parameters, angles in radians."""
-        values = [
-            self.translation, self.translation, math.radians(self.rotation), self.log_scale, self.stretch, self.shear
-        ]  # fmt: skip
-        return torch.tensor(values, dtype=like.dtype, device=like.device)
+        return _on_device(self, like.dtype, like.device)
+
+
+@cache  # a new tensor would be copied to the device, which waits for all work on it, at every step of an inner loop
+def _on_device(bounds: ViewBounds, dtype: torch.dtype, device: torch.device) -> Tensor:
+    translation, angle = bounds.translation, math.radians(bounds.rotation)
+    values = [translation, translation, angle, bounds.log_scale, bounds.stretch, bounds.shear]
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def bounded(raw: Tensor, bounds: ViewBounds) -> Tensor:

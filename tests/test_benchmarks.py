@@ -1,0 +1,37 @@
+"""The measuring scripts run; what they measure is nobody's test."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the scripts read peak memory from /proc")
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (
+            'methods.py --model ViT-S-32 --views 12 --classes 3 --plain --methods TPT "MetaTPT, 10 %"',
+            ["| MetaTPT, 10 % |", "| TPT, plain |", "making the views:"],
+        ),
+        ("text_tower.py --model ViT-S-32 --classes 4 --chunk 3", ["| 4 |"]),
+        ("loop.py --samples 2", ["| TPTModule |", "| MetaTPTModule |"]),
+    ],
+)
+def test_a_script_prints_its_table(command: str, expected: list[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, *shlex.split(command), "--repeats", "1"],
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    for text in expected:
+        assert text in result.stdout

@@ -14,10 +14,12 @@ from pathlib import Path
 import lightning
 import torch
 from measure import costs, machine, parser
+from torch.utils.data import DataLoader
 
 from metatpt.callbacks import ResetPrompts, RunRecord
 from metatpt.datamodules import ShiftedShapesDataModule
-from metatpt.modules import MetaTPTModule, PromptTuningModule, TPTModule
+from metatpt.modules import MetaTPTModule, TPTModule
+from metatpt.modules.tuning import PromptTuningModule
 from metatpt.types import Batch
 
 
@@ -57,7 +59,7 @@ def main() -> None:
                     enable_model_summary=False,
                     callbacks=[ResetPrompts(), RunRecord(Path(folder) / "run")],
                 )
-                trainer.test(module, by_size[8], verbose=False)
+                trainer.test(module, DataLoader(by_size[8], batch_size=None), verbose=False)
 
         cost = costs({"1": lambda: alone(1), "8": lambda: alone(8), "tested": tested}, options.repeats)
         rates = [options.samples / cost[size].seconds for size in ("1", "8")]

@@ -80,6 +80,12 @@ def test_initial_class_features_are_computed_once(tiny_clip_folder: Path, monkey
     with torch.no_grad():
         module.prompt.tuned["context"].mul_(0)
     assert not torch.equal(before, module.prompt.head()(torch.eye(24)[None]))
+    # nor where it was replaced, by parameters that were never written to
+    heads = []
+    for _ in range(2):
+        module.prompt.tuned["context"] = torch.nn.Parameter(torch.randn_like(module.prompt.tuned["context"]))
+        heads.append(module.prompt.head()(torch.eye(24)[None]))
+    assert not torch.equal(*heads)
 
 
 def test_eighty_templates(tiny_clip_folder: Path) -> None:

@@ -218,7 +218,7 @@ def test_what_does_not_move_is_not_encoded_again(folder: Path, monkeypatch: pyte
 
 
 class Reads(TorchDispatchMode):
-    """Counts values that the host reads: on a GPU each waits for all work before it."""
+    """Counts single values that the host reads (`item`, `bool`, `float`): on a GPU each waits for all work before it."""
 
     def __init__(self) -> None:
         super().__init__()

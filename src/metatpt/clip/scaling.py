@@ -34,23 +34,20 @@ class GradientScale:
         return _Leave.apply(features, self) if self.active else features
 
 
-class _Enter(torch.autograd.Function):
+class _Unchanged(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: GradientScale) -> Tensor:
         ctx.scale = scale
         return x.view_as(x)
 
+
+class _Enter(_Unchanged):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient / ctx.scale.factor, None
 
 
-class _Leave(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, scale: GradientScale) -> Tensor:
-        ctx.scale = scale
-        return features.view_as(features)
-
+class _Leave(_Unchanged):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         largest = gradient.detach().abs().amax().clamp(min=torch.finfo(gradient.dtype).tiny)

@@ -1,7 +1,7 @@
 """The image tower of open_clip's plain vision transformers, with each token and each gradient once.
 
 open_clip's modules in parts (:mod:`metatpt.clip.blocks`) on fused attention; where the class token is pooled, the last
-block computes that token alone. The same features and gradients as ``encode_image``, for other images of the same cost.
+block computes that token alone. The same features and gradients as ``encode_image``.
 """
 
 from __future__ import annotations

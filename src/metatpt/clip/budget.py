@@ -16,7 +16,7 @@ from torch import Tensor
 _PARTS = 4
 _FORWARD_ONLY = 8  # a pass without a graph holds at most about this fraction of what a graph keeps
 _FULL = {"cuda": 2**31}  # bytes of a pass without a graph that keep a device busy: larger chunks gain nothing
-_FULL_ELSEWHERE = 2**27
+_FULL_ELSEWHERE = 2**26
 
 
 class Budget:

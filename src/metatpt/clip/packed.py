@@ -8,6 +8,7 @@ classes of equal length, and the last block computes each class's end token alon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -206,22 +207,23 @@ def _attend(
 
     With `only_ends` there is one query for each class, that of its end token.
     """
-    batch, heads, _, head_width = query.shape
-    prefix = prefix_key.shape[2]
+    query = query / math.sqrt(query.shape[-1])
+    to_prefix = query @ prefix_key.mT  # all classes in one product, with no copy of the prefix for each
+    longest = groups[-1][0]
+    later = torch.ones(longest, longest, dtype=torch.bool, device=query.device).triu(1)
     sizes = [length * classes for length, classes in groups]
-    asking = [classes if only_ends else length * classes for length, classes in groups]
+    asking = [classes for _, classes in groups] if only_ends else sizes
     # Split, not sliced: the backward pass of a slice fills the whole with zeros.
-    parts = zip(groups, query.split(asking, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
-    attended = []
-    for (length, classes), q, k, v in parts:
-        q, k, v = (each.unflatten(2, (classes, -1)).transpose(1, 2) for each in (q, k, v))
-        shared = (batch, classes, heads, prefix, head_width)
-        k = torch.cat([prefix_key[:, None].expand(shared), k], dim=3)
-        v = torch.cat([prefix_value[:, None].expand(shared), v], dim=3)
-        mask = None
+    parts = (query.split(asking, 2), to_prefix.split(asking, 2), key.split(sizes, 2), value.split(sizes, 2))
+    prefix_weights, from_own = [], []
+    for (length, classes), *part in zip(groups, *parts, strict=True):
+        q, prefix_scores, k, v = (each.unflatten(2, (classes, -1)) for each in part)
+        scores = q @ k.mT
         if not only_ends:
-            place = torch.arange(prefix + length, device=query.device)
-            mask = place <= place[prefix:, None]
-        out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=mask)
-        attended.append(out.transpose(1, 2).reshape(batch, -1, heads * head_width))
-    return torch.cat(attended, dim=1)
+            scores = scores.masked_fill(later[:length, :length], -math.inf)
+        weights = torch.cat([prefix_scores, scores], dim=-1).softmax(-1)
+        of_prefix, of_own = weights.split([prefix_scores.shape[-1], length], dim=-1)
+        prefix_weights.append(of_prefix.flatten(2, 3))
+        from_own.append((of_own @ v).flatten(2, 3))
+    attended = torch.cat(prefix_weights, dim=2) @ prefix_value + torch.cat(from_own, dim=2)
+    return attended.transpose(1, 2).flatten(2)

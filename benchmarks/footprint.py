@@ -32,7 +32,7 @@ def main() -> None:
         weights = sum(weight.nbytes for weight in model.parameters())
         view = clip._bytes_per_picture(torch.rand(1, 3, size, size))
         layout = clip.layout(clip.tokenize("a photo of a {}.", open_clip.IMAGENET_CLASSNAMES))
-        a_class = clip._bytes_per_prompt(layout) * layout.size // len(layout.tail)
+        a_class = clip._bytes_of_prompts(layout) * layout.size // len(layout.tail)
         figures = [weights, view, 6 * view, 19 * view, a_class, 100 * a_class, 1000 * a_class, 20_000 * a_class]
         print(f"| {name} | {' | '.join(f'{figure / 2**20:,.1f} MB' for figure in figures)} |", flush=True)
 

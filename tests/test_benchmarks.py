@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
             ["| MetaTPT, 10 % |", "| TPT, plain |", "making the views:"],
         ),
         ("text_tower.py --model ViT-S-32 --classes 4 --chunk 3", ["| 4 |"]),
-        ("loop.py --samples 2", ["| TPTModule |", "| MetaTPTModule |"]),
+        ("loop.py --samples 12", ["| TPTModule |", "| MetaTPTModule |"]),
     ],
 )
 def test_a_script_prints_its_table(command: str, expected: list[str]) -> None:

@@ -272,7 +272,7 @@ def test_graphs_that_do_not_fit_together_are_computed_again(tiny_clip_folder: Pa
         return len(calls), log_probs
 
     layout = module.prompt._layout
-    tight = 4 * layout.size * module.clip._bytes_per_prompt(layout)
+    tight = 4 * layout.size * module.clip._bytes_of_prompts(layout)
     (alone, one), (together, eight) = run(tight, 1), run(tight, 8)
     assert together > 8 * alone
     assert run(8 * tight, 8)[0] == 8 * alone

@@ -8,10 +8,13 @@ are the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .free import free_bytes
 
 _PARTS = 4
 _FORWARD_ONLY = 8  # a pass without a graph holds at most about this fraction of what a graph keeps
@@ -38,7 +41,7 @@ class Budget:
         if self._total is not None:
             return self._total
         if device not in self._free:
-            self._free[device] = _free_bytes(device) // 2
+            self._free[device] = free_bytes(device) // 2
         return self._free[device]
 
     def chunk(self, each: int, device: torch.device, graph: bool = True) -> int:
@@ -58,18 +61,20 @@ class Budget:
         return kept > self.total(device) // _PARTS
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+def run(encode: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
+    """What ``encode(*inputs)`` gives, its graph kept, or computed again in the backward pass."""
+    if not recompute:
+        return encode(*inputs)
+    # The reentrant kind cannot be used with autograd.grad; frozen towers draw no random numbers.
+    return checkpoint(encode, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def kept_bytes(encode: Callable[[], tuple[Tensor, int]], frozen: Iterable[Tensor]) -> int:
+def kept_bytes(encode: Callable[[], tuple[Tensor, int]], frozen: Callable[[], Iterable[Tensor]]) -> int:
     """What autograd keeps for the backward pass of one picture or prompt, measured: it serves any tower.
 
     Args:
         encode: Gives the features of some, with their graph, and how many they are.
-        frozen: Weights, which are there anyway.
+        frozen: Gives the weights, which are there anyway.
     """
     kept: dict[int, int] = {}
 
@@ -78,8 +83,8 @@ def kept_bytes(encode: Callable[[], tuple[Tensor, int]], frozen: Iterable[Tensor
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    weights = {weight.untyped_storage().data_ptr() for weight in frozen}
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with torch.inference_mode(False), torch.enable_grad(), hooks:
         _graph, number = encode()  # held, so that no address is used twice
+    weights = {weight.untyped_storage().data_ptr() for weight in frozen()}
     return sum(size for pointer, size in kept.items() if pointer not in weights) // number

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
 from metatpt.types import Preprocessing
 
 from .blocks import IDENTITY, BlockHook
-from .budget import Budget, kept_bytes
+from .budget import Budget, kept_bytes, run
+from .casting import CastWeights
 from .packed import PackedPrompts, packable
 from .scaling import GradientScale
 from .text import Guard, Passes, PlainPrompts, text_tower, token_embedding
@@ -28,7 +28,6 @@ from .vit import encode_pictures, plain_vit
 Memory = int | Literal["auto"]
 
 _MEGABYTE = 2**20
-_PROBED = 32  # prompts whose graph is measured, to know what one takes
 _SECOND_ORDER = 3  # what a gradient with a graph of its own keeps, in graphs of the forward pass, about
 
 
@@ -70,6 +69,9 @@ class FrozenCLIP(nn.Module):
         self.double_backward = False
         self._logit_scale = _logit_scale(model)
         self._plain_vit = plain_vit(self.model.visual)
+        # open_clip's own forward takes the precision of its tokens from a weight, and would round them.
+        plain: list[Any] = [self.model.visual] * self._plain_vit + [text_tower(model)] * packable(model)
+        self._cast_weights = CastWeights(*(part.transformer for part in plain))
         self._measured: dict[object, int] = {}
         self._normalisation: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
@@ -133,11 +135,7 @@ class FrozenCLIP(nn.Module):
         images = scale.enter(images)
         features = []
         for part in images.split(self.budget.chunk(each, images.device, graph)):
-            if recompute:
-                # Non-reentrant: the reentrant kind cannot be used with autograd.grad.
-                features.append(checkpoint(self._encode_image, part, hook, guard, use_reentrant=False))
-            else:
-                features.append(self._encode_image(part, hook, guard))
+            features.append(run(self._encode_image, part, hook, guard, recompute=recompute))
         return scale.leave(torch.cat(features))
 
     def _encode_image(self, images: Tensor, hook: BlockHook, guard: Guard) -> Tensor:
@@ -170,10 +168,10 @@ class FrozenCLIP(nn.Module):
         )
         return each * _SECOND_ORDER if self.double_backward else each
 
-    def _measure(self, what: object, run: Callable[[], tuple[Tensor, int]]) -> int:
+    def _measure(self, what: object, encode: Callable[[], tuple[Tensor, int]]) -> int:
         key = (what, self.autocast_dtype, self.double_backward)
         if key not in self._measured:
-            self._measured[key] = kept_bytes(run, self.model.parameters())
+            self._measured[key] = kept_bytes(encode, lambda: [*self.model.parameters(), *self._cast_weights.tensors])
         return self._measured[key]
 
     # Text
@@ -220,7 +218,7 @@ class FrozenCLIP(nn.Module):
         graph = torch.is_grad_enabled() and (context is not None or hook is not IDENTITY)
         batch = 1 if context is None else len(context)
         recompute = graph and not self.keeps_graph(prompts, batch * held)
-        passes = Passes(self.budget.chunk(self._bytes_per_prompt(prompts), device), recompute)
+        passes = Passes(self.budget.chunk(self._bytes_of_prompts(prompts), device), recompute)
         scale = self._gradient_scale(graph, hook)
         context = None if context is None else scale.enter(context)
         return scale.leave(_unit(prompts.features(context, passes, self._guard(), hook), self.head_dtype))
@@ -228,21 +226,21 @@ class FrozenCLIP(nn.Module):
     def keeps_graph(self, prompts: PackedPrompts | PlainPrompts, held: int = 1) -> bool:
         """Whether memory allows that so many graphs of these prompts are kept until the backward pass."""
         device = token_embedding(self.model).weight.device
-        return not self.budget.recompute(held * prompts.size * self._bytes_per_prompt(prompts), device)
+        return not self.budget.recompute(held * prompts.size * self._bytes_of_prompts(prompts), device)
 
-    def _bytes_per_prompt(self, prompts: PackedPrompts | PlainPrompts) -> int:
-        """What the graph of one token of packed prompts keeps, or of one row of others; measured on a few."""
+    def _bytes_of_prompts(self, prompts: PackedPrompts | PlainPrompts) -> int:
+        """What the graph of one token of packed prompts keeps, or of one row of others; measured on a few rows."""
         tokens = prompts.tokens
-        few = replace(tokens, ids=tokens.ids[:_PROBED], length=tokens.length[:_PROBED])
+        few = replace(tokens, ids=tokens.ids[: prompts.probed], length=tokens.length[: prompts.probed])
         if not few.n_context:  # the start token stands in for the words before the class name
             few = replace(few, start=0, n_context=1)
 
-        def run() -> tuple[Tensor, int]:
+        def encode() -> tuple[Tensor, int]:
             probe = type(prompts)(self.model, few)
             context = self.embed_context(few)[None].requires_grad_()
             return probe.features(context, Passes(probe.size, False), self._guard(), IDENTITY), probe.size
 
-        return self._measure(("prompts", prompts), run)
+        return self._measure((type(prompts), prompts.row), encode)
 
     def _gradient_scale(self, graph: bool, hook: BlockHook) -> GradientScale:
         half = torch.float16 in (self.autocast_dtype, self.dtype)
@@ -259,6 +257,7 @@ class FrozenCLIP(nn.Module):
         with ExitStack() as stack:
             if autocast_dtype is not None:
                 stack.enter_context(torch.autocast(device.type, dtype=autocast_dtype))
+                stack.enter_context(self._cast_weights.used(autocast_dtype))
             if double_backward:
                 # Fused attention has no second derivative; it is enough that the forward ran under the math kernel.
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .blocks import BlockHook, finish, plain_blocks, project
+from .budget import run
 from .text import Guard, Passes, pool_type, text_tower
 from .tokens import PromptTokens
 
@@ -60,6 +60,8 @@ class PackedPrompts:
     """
 
     takes_hooks = True
+    probed = 32
+    """Rows on which memory is measured."""
 
     def __init__(self, model: nn.Module, tokens: PromptTokens) -> None:
         self.tower: Any = text_tower(model)
@@ -70,7 +72,7 @@ class PackedPrompts:
             end = ids.eq(eos).int().argmax(1)
         else:
             end = ids.argmax(1)
-        self.prefix = min(tokens.start + tokens.n_context, int(end.min()))
+        self.prefix = tokens.start + tokens.n_context
         tail = (end + 1 - self.prefix).tolist()
         self.order = sorted(range(len(tail)), key=lambda row: tail[row])
         self.tail = [tail[row] for row in self.order]
@@ -81,6 +83,11 @@ class PackedPrompts:
     def size(self) -> int:
         """Number of tokens behind the prefix: what a chunk is counted in."""
         return sum(self.tail)
+
+    @property
+    def row(self) -> int:
+        """What the memory of a token hangs on: the length of the prefix."""
+        return self.prefix
 
     def features(self, context: Tensor | None, passes: Passes, guard: Guard, hook: BlockHook) -> Tensor:
         """Text features.
@@ -115,11 +122,7 @@ class PackedPrompts:
         results = []
         chunks, back = self._lay_out(max(1, passes.chunk // len(embedded)), device)
         for chunk in chunks:  # the same with and without a graph, to the last bit
-            if passes.recompute:
-                # Non-reentrant: the reentrant kind cannot be used with autograd.grad.
-                results.append(checkpoint(encode, chunk, *cached, use_reentrant=False))
-            else:
-                results.append(encode(chunk, *cached))
+            results.append(run(encode, chunk, *cached, recompute=passes.recompute))
         return torch.cat(results, dim=1)[:, back]
 
     def _lay_out(self, size: int, device: torch.device) -> tuple[list[_Chunk], Tensor]:

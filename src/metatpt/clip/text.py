@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .blocks import BlockHook
+from .budget import run
 from .tokens import PromptTokens
 
 Guard = Callable[[], AbstractContextManager[None]]
@@ -70,11 +70,13 @@ class PlainPrompts:
     """
 
     takes_hooks = False
+    probed = 2
 
     def __init__(self, model: nn.Module, tokens: PromptTokens) -> None:
         self.model: Any = model
         self.tokens = tokens
-        self.length = int(tokens.length.max()) if trimmable(model) else tokens.ids.shape[1]
+        self.row = int(tokens.length.max()) if trimmable(model) else tokens.ids.shape[1]
+        self._ids = tokens.ids[:, : self.row]
 
     @property
     def size(self) -> int:
@@ -85,7 +87,11 @@ class PlainPrompts:
         """Text features; see :meth:`metatpt.clip.packed.PackedPrompts.features`. There is no place for a hook."""
         tokens = self.tokens
         table = token_embedding(self.model)
-        ids = tokens.ids[:, : self.length].to(table.weight.device)
+        device = table.weight.device
+        if self._ids.device != device:  # a copy would wait for all work on a GPU
+            with torch.inference_mode(False):  # a later backward pass may keep it
+                self._ids = self._ids.to(device)
+        ids = self._ids
         batch = 1 if context is None else len(context)
         rows = ids.expand(batch, *ids.shape).flatten(0, 1)
         owner = torch.arange(batch, device=ids.device).repeat_interleave(len(ids))
@@ -108,9 +114,5 @@ class PlainPrompts:
         for first in range(0, len(rows), passes.chunk):
             part = slice(first, first + passes.chunk)
             vectors = None if context is None else context[owner[part]]
-            if passes.recompute:
-                # Non-reentrant: the reentrant kind cannot be used with autograd.grad.
-                chunks.append(checkpoint(encode, rows[part], vectors, use_reentrant=False))
-            else:
-                chunks.append(encode(rows[part], vectors))
+            chunks.append(run(encode, rows[part], vectors, recompute=passes.recompute))
         return torch.cat(chunks).reshape(batch, len(ids), -1)

@@ -284,14 +284,16 @@ class MetaTPTModule(PromptTuningModule):
         if self.augmentation == "fixed":
             return take_views(look.features, look.chosen)
         assert look.flip is not None
-        pixels = self.warp(batch, raw, look.flip)
-        moving = [(views[places], places) for views, places in zip(pixels, look.moving, strict=True)]
-        encoded = iter(self.prompt.encode_each([views for views, places in moving if places]))
+        pixels = [
+            views if place is None else torch.cat([views[:place], views[place + 1 :]])
+            for views, place in zip(self.warp(batch, raw, look.flip), look.still, strict=True)
+        ]
+        graphs = self.inner_steps + 1 if self.order == "second" else 1
+        encoded = iter(self.prompt.encode_each([views for views in pixels if len(views)], graphs=graphs))
         features = []
-        for row, (_, places) in enumerate(moving):
-            each = next(encoded) if places else look.features[row, :0]
-            if len(places) < raw.shape[1]:
-                place = next(number for number in range(raw.shape[1]) if number not in places)
+        for row, place in enumerate(look.still):
+            each = next(encoded) if len(pixels[row]) else look.features[row, :0]
+            if place is not None:
                 # Tied to its parameters, so that where S is the original alone there is a gradient: of zero.
                 original = look.features[row, :1] + 0 * raw[row, place].sum()
                 each = torch.cat([each[:place], original, each[place:]])

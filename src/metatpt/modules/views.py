@@ -42,9 +42,9 @@ class Look:
     seen: Tensor | None
 
     @cached_property
-    def moving(self) -> list[list[int]]:
-        """For each picture the places in S of all views but the original, read from the device once."""
-        return [[place for place, original in enumerate(row) if not original] for row in self.original.tolist()]
+    def still(self) -> list[int | None]:
+        """For each picture the original's place in S, if it is there: the view that never moves. Read once."""
+        return [row.index(True) if True in row else None for row in self.original.tolist()]
 
     @property
     def counted(self) -> Tensor:

@@ -84,13 +84,15 @@ class PromptLearner(nn.Module, ABC):
             return self.clip.encode_image(views.flatten(0, 1)).reshape(*views.shape[:2], -1)
         return torch.stack(self.encode_each(list(views), state))
 
-    def encode_each(self, views: Sequence[Tensor], state: State | None = None) -> list[Tensor]:
+    def encode_each(self, views: Sequence[Tensor], state: State | None = None, graphs: int = 1) -> list[Tensor]:
         """The same for samples with different numbers of views, ``[V, 3, R, R]`` each.
+
+        `graphs` says how many graphs of such views each sample holds at once until the backward pass.
 
         Sample by sample, so that rounding does not depend on the batch size: tuning multiplies a difference of 1e-7
         in a gradient by 1e5 within a few steps. The views of one sample are many enough to fill a device.
         """
-        return [self.clip.encode_image(each, held=len(views)) for each in views]
+        return [self.clip.encode_image(each, held=graphs * len(views)) for each in views]
 
     def class_features(self, state: State | None, compute: Compute, keep: bool = True) -> Tensor:
         """Class features under a state, each computed once.

@@ -9,7 +9,9 @@ figures and their intervals) by runs of two lengths.
 
 from __future__ import annotations
 
+import io
 import tempfile
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +40,7 @@ def alone(module: PromptTuningModule, batches: list[Batch]) -> None:
 
 
 def tested(module: PromptTuningModule, batches: list[Batch]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # its own tables
         trainer = lightning.Trainer(
             accelerator="cpu",
             inference_mode=False,

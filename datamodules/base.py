@@ -208,7 +208,7 @@ class BaseDataModule(LightningDataModule):
         dataset, indices = self._set_up("train")
         size, rank = self._place()
         pictures = Subset(dataset, indices)
-        sampler: DistributedSampler[Sample] = DistributedSampler(pictures, size, rank, shuffle=True, seed=run_seed())
+        sampler: DistributedSampler[int] = DistributedSampler(pictures, size, rank, shuffle=True, seed=run_seed())
         return self._loader(pictures, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
@@ -236,7 +236,7 @@ class BaseDataModule(LightningDataModule):
         """Number of processes, and which of them this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
-    def _loader(self, dataset: Dataset[Sample], sampler: Sampler[int]) -> DataLoader[Sample]:
+    def _loader(self, dataset: Dataset[Sample], sampler: Sampler[int] | None) -> DataLoader[Sample]:
         return DataLoader(
             dataset,
             batch_size=self.batch_size,

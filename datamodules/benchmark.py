@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from .base import BaseDataModule, FilePictures, Split
+from metatpt.rng import sample_generator
+
+from .base import BaseDataModule, FilePictures, Pictures, Split
 from .folder import existing_folder, find_pictures, sub_folders
 from .names import nearest
 
@@ -55,14 +58,14 @@ class BenchmarkDataModule(BaseDataModule):
         """Whether a folder looks like the data set's: a quick test, of which the checks come later."""
 
     @abstractmethod
-    def read(self, split: Split) -> FilePictures:
+    def read(self, split: Split) -> Pictures:
         """A split as it is on the disk, in its fixed order: sorted by path, or as a split file has it."""
 
     @abstractmethod
     def published(self, split: Split) -> int | None:
         """How many pictures a whole split has; None where nobody has published it."""
 
-    def pictures(self, split: Split) -> FilePictures:
+    def pictures(self, split: Split) -> Pictures:
         """A split, checked.
 
         Raises:
@@ -70,16 +73,29 @@ class BenchmarkDataModule(BaseDataModule):
             ValueError: A class folder is missing or stray, or there are not as many pictures as published.
         """
         pictures = self.read(split)
-        expected = self.published(split)
-        if expected is not None and len(pictures) != expected:
-            what = f"{self.title}, split {split}: found {len(pictures)} of {expected} pictures in {self.root}"
-            if len(pictures) > expected or not self.partial:
-                raise ValueError(
-                    f"{what}. Is it unpacked completely, and nothing else with it? To run on a part of it, set "
-                    "--data.partial true."
-                )
-            rank_zero_info(f"{what}.")
+        self.check_count(f"split {split}", len(pictures), self.published(split))
         return pictures
+
+    def check_count(self, part: str, found: int, expected: int | None) -> None:
+        """Refuse another number of pictures than the published one; with `partial`, only a larger one.
+
+        Args:
+            part: What was counted: ``split test``.
+            found: Number of pictures.
+            expected: The published number; None where there is none.
+
+        Raises:
+            ValueError: Naming both.
+        """
+        if expected is None or found == expected:
+            return
+        what = f"{self.title}, {part}: found {found} of {expected} pictures in {self.root}"
+        if found > expected or not self.partial:
+            raise ValueError(
+                f"{what}. Is it unpacked completely, and nothing else with it? To run on a part of it, set "
+                "--data.partial true."
+            )
+        rank_zero_info(f"{what}.")
 
 
 def find_root(root: str | Path, aliases: Sequence[str], holds: Callable[[Path], bool], expected: str) -> Path:
@@ -125,7 +141,13 @@ def _below(folder: Path, name: str) -> Path | None:
 
 
 def class_folders(
-    root: Path, below: str, classes: Mapping[str, int], *, partial: bool = False, hint: str = "", ignore: Iterable[str] = ()
+    root: Path,
+    below: str,
+    classes: Mapping[str, int],
+    *,
+    partial: bool = False,
+    hint: str = "",
+    ignore: Iterable[str] = (),
 ) -> FilePictures:
     """Pictures in class folders, with labels by the folders' names.
 
@@ -179,6 +201,37 @@ def check_folders(
     if missing and not stray:
         parts.append("to run on a part of it, set --data.partial true")
     raise ValueError("; ".join(parts) + ".")
+
+
+def held_out(paths: Sequence[str], name: str, share: int = 5, most: int | None = None) -> set[str]:
+    """A fixed part of some pictures, whatever the seed of the run: validation, where none is published.
+
+    Args:
+        paths: The pictures (of one class, for a part that is balanced), in a fixed order.
+        name: Names the draw.
+        share: One in so many is held out, rounded up.
+        most: No more than so many are.
+    """
+    order = torch.randperm(len(paths), generator=sample_generator(0, 0, name)).tolist()
+    return {paths[place] for place in order[: -(-len(paths) // share)][:most]}
+
+
+def held_out_of_classes(
+    paths: Sequence[str], labels: Sequence[int], names: Sequence[str], share: int = 5, most: int | None = None
+) -> set[str]:
+    """A fixed part of each class, see :func:`held_out`.
+
+    Args:
+        paths: The pictures, in a fixed order.
+        labels: Class index of each.
+        names: Names the draw of each class.
+        share: One in so many of each class is held out, rounded up.
+        most: No more than so many of each class are.
+    """
+    by_class: dict[int, list[str]] = {}
+    for path, label in zip(paths, labels, strict=True):
+        by_class.setdefault(label, []).append(path)
+    return {path for label, own in by_class.items() for path in held_out(own, names[label], share, most)}
 
 
 def some(names: Sequence[str]) -> str:

@@ -99,6 +99,7 @@ class RunRecord(Callback):
         content = {
             "method": type(pl_module).__name__,
             "data": type(getattr(trainer, "datamodule", None)).__name__,
+            "split": getattr(getattr(trainer, "datamodule", None), "source", None),
             "clip": None if clip is None else {"name": clip.name, "pretrained": clip.pretrained},
             "preprocessing": None if preprocessing is None else dataclasses.asdict(preprocessing),
             "template": getattr(pl_module, "hparams", {}).get("template"),
@@ -165,6 +166,8 @@ class RunRecord(Callback):
             datamodule = getattr(trainer, "datamodule", None)
             title = f"{TrainerFn(stage).value}: {type(pl_module).__name__}"
             title += f" on {type(datamodule).__name__}" if datamodule is not None else ""
+            source = getattr(datamodule, "source", None)
+            title += f", {source}" if source else ""
             shown = results_table(self._outcome, title, self.folder)
         self._outcome = None
         Console(file=sys.stdout, highlight=False).print(shown, crop=False)

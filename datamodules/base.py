@@ -7,12 +7,13 @@ from abc import abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data.distributed import DistributedSampler
 
 from metatpt.images import Sample, Source, collate, empty_sample, to_sample
 from metatpt.rng import run_seed, sample_generator
@@ -23,16 +24,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from multiprocessing.context import BaseContext
 
+    from torch.utils.data import Sampler
+
     from metatpt.types import Preprocessing
 
-Split = Literal["val", "test"]
+Split = Literal["train", "val", "test"]
 
-_SPLITS: dict[str | None, tuple[Split, ...]] = {
-    "fit": ("val",),
+_SPLITS: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
     "predict": ("test",),
-    None: ("val", "test"),
 }
 
 
@@ -102,7 +104,7 @@ class PictureDataset(Dataset[Sample]):
 
 
 class BaseDataModule(LightningDataModule):
-    """Loaders for validate, test and predict, which takes the pictures of test.
+    """Loaders for fit, validate, test and predict, which takes the pictures of test.
 
     A leaf sets `class_names` in its ``__init__`` and gives its splits in :meth:`pictures`. A picture that cannot be
     read does not stop a run: its row has the reason in :attr:`metatpt.types.Batch.error`.
@@ -112,7 +114,9 @@ class BaseDataModule(LightningDataModule):
         num_workers: Processes that read pictures, beside the main one. 0 runs everywhere, and reading a picture takes
             little time next to adapting to it; on a GPU 4 or more keep it busy.
         max_samples: Take a subset of so many pictures, balanced over the classes and drawn from the run's seed. A
-            picture keeps its index in the whole split, so its random numbers too.
+            picture keeps its index in the whole split, so its random numbers too. Training has `shots`.
+        shots: Train on so many pictures of each class, drawn from the run's seed (of a class that has fewer: all);
+            null for all of them. More shots include fewer ones.
         decode: ``"upright"``: turned by the EXIF tag, flattened, 16 bits scaled; ``"plain"``: open_clip's own pixels,
             as in published benchmarks.
 
@@ -121,7 +125,15 @@ class BaseDataModule(LightningDataModule):
         preprocessing: How the model wants its pixels: the Trainer's model says so in :meth:`setup`; without a Trainer
             set it before.
         n_total: Number of pictures in the whole split in use, after :meth:`setup`.
+        source: Where the splits come from, in a few words, where there is a choice (``coop``, ``official``): it stands
+            beside the result.
     """
+
+    splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")
+    """Those that there are."""
+
+    coop_template: ClassVar[str | None] = None
+    """CoOp's template for this data set, where it has one: what ``--model.template coop`` stands for."""
 
     class_names: list[str]
 
@@ -130,22 +142,26 @@ class BaseDataModule(LightningDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
         max_samples: int | None = None,
+        shots: int | None = None,
         decode: Literal["upright", "plain"] = "upright",
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise ValueError(f"Expected {name} of at least {least}, got {value}.")
-        if max_samples is not None and max_samples < 1:
-            raise ValueError(f"Expected max_samples of at least 1 (or null for all), got {max_samples}.")
+        for name, number, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if number < least:
+                raise ValueError(f"Expected {name} of at least {least}, got {number}.")
+        for name, value in (("max_samples", max_samples), ("shots", shots)):
+            if value is not None and value < 1:
+                raise ValueError(f"Expected {name} of at least 1 (or null for all), got {value}.")
         if decode not in ("upright", "plain"):
             raise ValueError(f"Expected decode 'upright' or 'plain', got {decode!r}.")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.max_samples = max_samples
+        self.shots = shots
         self.decode = decode
         self.preprocessing: Preprocessing | None = None
         self.n_total = 0
+        self.source: str | None = None
         self._splits: dict[Split, tuple[PictureDataset, list[int]]] = {}
 
     @abstractmethod
@@ -156,10 +172,11 @@ class BaseDataModule(LightningDataModule):
         """Read the splits of a stage.
 
         Args:
-            stage: ``"validate"``, ``"test"``, ``"predict"``, or None for all (without a Trainer).
+            stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``, or None for all (without a Trainer).
 
         Raises:
             RuntimeError: If nobody said which preprocessing the model wants.
+            ValueError: If there is no such split.
         """
         module = self.trainer.lightning_module if self.trainer is not None else None
         preprocessing: Preprocessing | None = getattr(module, "preprocessing", None) or self.preprocessing
@@ -170,40 +187,63 @@ class BaseDataModule(LightningDataModule):
             )
         self.preprocessing = preprocessing
         self._splits = {}
-        for split in _SPLITS[stage]:
+        for split in self.splits if stage is None else _SPLITS[stage]:
+            if split not in self.splits:
+                raise ValueError(
+                    f"{type(self).__name__} has no {split} split, only {' and '.join(self.splits)}: it is there to "
+                    "test on."
+                )
             pictures = self.pictures(split)
             self.n_total = len(pictures)
-            if self.max_samples is not None and self.max_samples > self.n_total:
-                rank_zero_info(f"max_samples is {self.max_samples}; all {self.n_total} pictures are taken.")
-            chosen = balanced_subset(pictures.labels, self.max_samples, run_seed())
+            if split == "train":
+                chosen = few_shots(pictures.labels, self.shots, run_seed())
+            else:
+                if self.max_samples is not None and self.max_samples > self.n_total:
+                    rank_zero_info(f"max_samples is {self.max_samples}; all {self.n_total} pictures are taken.")
+                chosen = balanced_subset(pictures.labels, self.max_samples, run_seed())
             self._splits[split] = PictureDataset(pictures, preprocessing, self.decode == "plain"), chosen
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Batches of the training split, in another order each epoch; every rank takes equally many."""
+        dataset, indices = self._set_up("train")
+        size, rank = self._place()
+        pictures = Subset(dataset, indices)
+        sampler: DistributedSampler[int] = DistributedSampler(pictures, size, rank, shuffle=True, seed=run_seed())
+        return self._loader(pictures, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Batches of the validation split."""
-        return self._loader("val")
+        return self._in_order("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Batches of the test split."""
-        return self._loader("test")
+        return self._in_order("test")
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Batches of the test split, whose labels need not be known."""
-        return self._loader("test")
+        return self._in_order("test")
 
-    def _loader(self, split: Split) -> DataLoader[Sample]:
+    def _in_order(self, split: Split) -> DataLoader[Sample]:
+        dataset, indices = self._set_up(split)
+        return self._loader(dataset, UnrepeatedSampler(indices, *self._place()))
+
+    def _set_up(self, split: Split) -> tuple[PictureDataset, list[int]]:
         if split not in self._splits:
             raise RuntimeError(f"The {split} split is not set up: call {type(self).__name__}.setup() first.")
-        dataset, indices = self._splits[split]
-        trainer = self.trainer
+        return self._splits[split]
+
+    def _place(self) -> tuple[int, int]:
+        """Number of processes, and which of them this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+
+    def _loader(self, dataset: Dataset[Sample], sampler: Sampler[int] | None) -> DataLoader[Sample]:
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            sampler=UnrepeatedSampler(
-                indices, trainer.world_size if trainer else 1, trainer.global_rank if trainer else 0
-            ),
+            sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
-            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0,
             multiprocessing_context=_worker_context() if self.num_workers > 0 else None,
         )
@@ -222,14 +262,36 @@ def balanced_subset(labels: Sequence[int], size: int | None, seed: int) -> list[
     """
     if size is None or size >= len(labels):
         return list(range(len(labels)))
-    shuffled: list[int] = torch.randperm(len(labels), generator=sample_generator(seed, 0, "max_samples")).tolist()
+    turn = _turns(labels, seed, "max_samples")
+    # sorted is stable: within a turn, which has one sample of each class, the shuffled order stays
+    return sorted(sorted(turn, key=turn.__getitem__)[:size])
+
+
+def few_shots(labels: Sequence[int], shots: int | None, seed: int) -> list[int]:
+    """A random subset with so many of each class, or all that a class has; fewer shots are part of more.
+
+    Args:
+        labels: Class index of every sample.
+        shots: Samples of each class; None for all.
+        seed: Seed of the choice.
+
+    Returns:
+        Places of the chosen samples, in ascending order.
+    """
+    if shots is None:
+        return list(range(len(labels)))
+    return sorted(place for place, turn in _turns(labels, seed, "shots").items() if turn < shots)
+
+
+def _turns(labels: Sequence[int], seed: int, stream: str) -> dict[int, int]:
+    """The places of all samples in random order, and how many of its class come before each."""
+    shuffled: list[int] = torch.randperm(len(labels), generator=sample_generator(seed, 0, stream)).tolist()
     seen: Counter[int] = Counter()
     turn = {}
     for place in shuffled:
         turn[place] = seen[labels[place]]
         seen[labels[place]] += 1
-    # sorted is stable: within a turn, which has one sample of each class, the shuffled order stays
-    return sorted(sorted(shuffled, key=turn.__getitem__)[:size])
+    return turn
 
 
 def _worker_context() -> BaseContext:

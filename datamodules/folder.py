@@ -43,6 +43,8 @@ class FolderDataModule(BaseDataModule):
         ValueError: If there is no picture in it, or names and folders do not go together.
     """
 
+    splits = ("val", "test")
+
     def __init__(self, root: str | Path, class_names: str | list[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.root = existing_folder(root)

@@ -59,6 +59,8 @@ class ShiftedShapesDataModule(BaseDataModule):
         ValueError: If there is no such shift or severity.
     """
 
+    splits = ("val", "test")
+
     def __init__(
         self,
         shift: ShiftName = "scale",

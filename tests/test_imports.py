@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "results": LEAVES,
     "datamodules": LOW | {"modules", "results"},
     "callbacks": LOW | {"modules", "results"},
+    "checkup": LOW | {"datamodules"},
 }
 FILES = sorted(file for file in PACKAGE.rglob("*.py"))
 FILES += sorted(file for folder in ("datamodules", "callbacks") for file in (ROOT / folder).glob("*.py"))

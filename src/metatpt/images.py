@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from metatpt.types import Preprocessing
 
-Source = str | Path | Image.Image | Tensor
-"""What can be decoded: a path, an opened picture, or a tensor ``[3, H, W]``."""
+Source = str | Path | bytes | Image.Image | Tensor
+"""What can be decoded: a path, a file's content, an opened picture, or a tensor ``[3, H, W]``."""
 
 BACKGROUND = (255, 255, 255)
 """RGB colour that transparent pixels are flattened onto: white, which pictures with transparency are drawn for."""
@@ -133,7 +133,8 @@ def decode(source: Source, plain: bool = False) -> Image.Image:
     of 32, which Pillow uses for them) are divided by 257. Floats have no known range and are refused.
 
     Args:
-        source: A path, an opened PIL picture (left as it is), or a tensor ``[3, H, W]``, uint8 or floats in [0, 1].
+        source: A path, a file's content, an opened PIL picture (left as it is), or a tensor ``[3, H, W]``, uint8 or
+            floats in [0, 1].
         plain: Only ``convert("RGB")``: open_clip's own pixels, which neither turns nor flattens nor scales.
 
     Raises:
@@ -143,10 +144,12 @@ def decode(source: Source, plain: bool = False) -> Image.Image:
     if isinstance(source, Tensor):
         return _from_tensor(source)
     with _quiet():
-        picture = _from_file(Path(source)) if isinstance(source, str | os.PathLike) else source
+        if isinstance(source, str | os.PathLike):
+            source = _content(Path(source))
+        picture = _from_bytes(source) if isinstance(source, bytes) else source
         if not isinstance(picture, Image.Image):
             raise TypeError(
-                f"Expected a path, a PIL picture or a tensor [3, H, W], got {type(source).__name__}: "
+                f"Expected a path, a file's bytes, a PIL picture or a tensor [3, H, W], got {type(source).__name__}: "
                 "pass arrays as torch.from_numpy(array).permute(2, 0, 1)."
             )
         if picture.width * picture.height == 0:
@@ -227,12 +230,16 @@ def _resized_window(
     return narrow.resize((side, side), resample, box=(0, box[1], side, box[3]))
 
 
-def _from_file(path: Path) -> Image.Image:
-    """Open a file whole, so that no handle stays open, and tell what it is."""
+def _content(path: Path) -> bytes:
+    """A file whole, so that no handle stays open."""
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UnreadableImageError(f"cannot be read: {error.strerror or error}") from error
+
+
+def _from_bytes(content: bytes) -> Image.Image:
+    """Open a file's content, and tell what it is."""
     if not content:
         raise UnreadableImageError("empty file (0 bytes)")
     try:

@@ -148,6 +148,18 @@ def test_a_file_without_a_class(metatpt: CommandLine, section: str):
     assert f"a.yaml names no class for {section}" in result.message
 
 
+@pytest.mark.parametrize("place", ["option", "file"])
+def test_coop_template_is_that_of_the_data_set(metatpt: CommandLine, place: str):
+    write("coop.yaml", model={"class_path": "TPTModule", "init_args": {"template": "coop"}}, data="EuroSATDataModule")
+    options = ["-c", "coop.yaml"] if place == "file" else ["--data", "EuroSATDataModule", "--model.template", "coop"]
+    config = metatpt.config(*options, "--data.root", "eurosat")
+    assert config["model"]["init_args"]["template"] == "a centered satellite photo of {}."
+    result = metatpt("test", *options, "--data", "ShiftedShapesDataModule")
+    assert result.status == 2
+    assert "CoOp has no template for ShiftedShapesDataModule, only for" in result.message
+    assert "EuroSATDataModule" in result.message
+
+
 def test_text_that_looks_like_a_number_stays_text(metatpt: CommandLine):
     options = ["--data", "PACSDataModule", "--data.root", "1e3", "--model.template", "2024 {}"]
     Path("a.yaml").write_text(metatpt("test", "--print_config", *options).out)

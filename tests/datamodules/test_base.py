@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from metatpt.datamodules import BaseDataModule, FolderDataModule, PACSDataModule
-from metatpt.datamodules.base import Picture, balanced_subset
+from metatpt.datamodules.base import Picture, balanced_subset, few_shots
 from metatpt.datamodules.names import quote_class_names, quote_entries
 from metatpt.types import Batch, Preprocessing
 
@@ -124,6 +124,7 @@ def test_loader_before_setup():
         ({"batch_size": 0}, "batch_size of at least 1, got 0"),
         ({"num_workers": -1}, "num_workers of at least 0, got -1"),
         ({"max_samples": 0}, "max_samples of at least 1 .*got 0"),
+        ({"shots": 0}, "shots of at least 1 .*got 0"),
         ({"decode": "raw"}, "'upright' or 'plain', got 'raw'"),
     ],
 )
@@ -204,6 +205,52 @@ def test_more_than_there_are_is_all(monkeypatch, size, logged):
 
 
 @pytest.mark.timeout(300)
+def test_shots_are_seeded_and_of_each_class():
+    labels = [0] * 50 + [1] * 30 + [2] * 3
+    chosen = few_shots(labels, 4, seed=0)
+    assert Counter(labels[place] for place in chosen) == {0: 4, 1: 4, 2: 3}
+    assert chosen == sorted(chosen) == few_shots(labels, 4, seed=0)
+    assert chosen != few_shots(labels, 4, seed=1)
+    assert set(chosen) < set(few_shots(labels, 8, seed=0))
+    assert few_shots(labels, None, seed=0) == list(range(83))
+
+
+class TrainedDataModule(DrawnDataModule):
+    def pictures(self, split):
+        return Drawn([index % 3 for index in range(12 if split == "train" else 4)])
+
+
+def test_training_pictures_come_in_another_order_each_epoch():
+    datamodule = prepared(TrainedDataModule(shots=3, batch_size=2), "fit")
+    loader = datamodule.train_dataloader()
+    epochs = []
+    for epoch in (0, 1, 0):
+        loader.sampler.set_epoch(epoch)
+        epochs.append(indices(loader))
+    assert sorted(epochs[0]) == sorted(epochs[1]) == few_shots([index % 3 for index in range(12)], 3, seed=0)
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert indices(datamodule.val_dataloader()) == list(range(4))
+
+
+def test_each_process_trains_on_its_share(monkeypatch):
+    shares = []
+    for rank in (0, 1):
+        datamodule = prepared(TrainedDataModule(), "fit")
+        monkeypatch.setattr(datamodule, "_place", lambda rank=rank: (2, rank))
+        shares.append(indices(datamodule.train_dataloader()))
+    assert sorted(shares[0] + shares[1]) == list(range(12))
+    assert len(shares[0]) == len(shares[1])
+
+
+def test_fit_needs_a_training_split():
+    class OnlyTested(DrawnDataModule):
+        splits = ("val", "test")
+
+    with pytest.raises(ValueError, match="OnlyTested has no train split, only val and test"):
+        prepared(OnlyTested(), "fit")
+    prepared(OnlyTested(), None)
+
+
 def test_two_processes_take_each_picture_once(tmp_path):
     for n in (7, 1):
         for number in range(n):
@@ -318,6 +365,7 @@ def test_names_in_yaml_are_text(parse, flat, tmp_path):
 
 
 def test_options_of_the_base_reach_a_leaf(parse, tmp_path):
+    (tmp_path / "photo").mkdir()
     root = f"--data.root={tmp_path}"
     datamodule = parse("--data=PACSDataModule", root, "--data.domain=photo", "--data.max_samples=5")[2]
     assert isinstance(datamodule, PACSDataModule)

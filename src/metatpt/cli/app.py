@@ -24,6 +24,7 @@ from metatpt.modules import AdaptationModule
 
 from .checkpoint import differences, read_options
 from .classes import BASES, option_types, options_at
+from .doctor import doctor
 from .errors import RunError, UsageError, did_you_mean, explain, is_check, nearest, raised_in, refused, root_cause
 from .help import COMMANDS, class_help, command_help, main_help, option_help, trainer_help
 from .request import Request, read_request, split_options
@@ -296,6 +297,8 @@ def _main(arguments: list[str]) -> int:
     if "trainer.help" in flags:
         print(trainer_help())
         return 0
+    if command == "doctor":
+        return doctor(rest)
     request = read_request(command, rest)
     for key in flags:
         section, _, option = key.removesuffix(".help").partition(".")

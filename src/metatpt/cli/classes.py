@@ -24,16 +24,21 @@ _KINDS = {"model": "method", "data": "data set"}
 
 
 def known_classes(section: str) -> dict[str, type]:
-    """The classes of a section by name, those of this package first."""
+    """The classes of a section by name, those of this package first. Of these only what it exports: no base classes."""
     found: dict[str, type] = {}
     todo = [BASES[section]]
     while todo:
         each = todo.pop(0)
         todo += each.__subclasses__()
-        if not missing_methods(each):
+        if not missing_methods(each) and not (is_ours(each) and class_path(each).startswith(f"{each.__module__}.")):
             found.setdefault(each.__name__, each)
-    ours = {name: each for name, each in sorted(found.items()) if each.__module__.startswith("metatpt.")}
+    ours = {name: each for name, each in sorted(found.items()) if is_ours(each)}
     return {**ours, **found}
+
+
+def is_ours(cls: type) -> bool:
+    """Whether a class is this package's."""
+    return cls.__module__.startswith("metatpt.")
 
 
 def find_class(section: str, name: str, source: str = "") -> type:

@@ -19,6 +19,7 @@ COMMANDS = {
     "test": "adapt to every picture of the test split, and compare with zero-shot",
     "validate": "the same on the validation split",
     "predict": "predictions for pictures, with or without labels",
+    "doctor": "look a data set over: layout, counts, unreadable pictures, class names, and a sheet to look at",
 }
 
 _EXAMPLES = """
@@ -27,6 +28,7 @@ examples:
   metatpt test --model TPTModule --data.shift noise --data.severity 5
   metatpt test -c pacs --data.root ~/PACS --data.domain sketch
   metatpt predict -c folder --data.root ~/photos --data.class_names cat,dog
+  metatpt doctor -c imagenet_v2 --data.root ~/imagenetv2
   metatpt test -c runs/<run>/config.yaml --seed_everything 1
 """
 
@@ -61,17 +63,39 @@ def main_help() -> str:
             *_classes(),
             "",
             "configs (-c):",
-            *_table(
-                {name: _first_comment(path.read_text(encoding="utf-8")) for name, path in shipped_configs().items()}
-            ),
+            *_configs(),
             _EXAMPLES,
             "more: metatpt test --help, metatpt test --model.help METHOD, metatpt test --data.help DATA",
         ]
     )
 
 
+_DOCTOR_OPTIONS = """
+options:
+  --data CLASS              the data set; --data.OPTION VALUE
+  -c, --config FILE|NAME    config that names it
+  --pictures N|all          how many pictures of each split are decoded (default: 200)
+  --sheet FILE              where the pictures with their class names go (default: doctor-<data set>.png)
+
+The exit status is 1 where something is wrong.
+"""
+
+
+def _configs() -> list[str]:
+    described, data_sets = {}, []
+    for name, path in shipped_configs().items():
+        if path.parent.name == "data":
+            data_sets.append(name)
+        else:
+            described[name] = _first_comment(path.read_text(encoding="utf-8"))
+    return _table({**described, "data sets": f"MetaTPT with a real CLIP on each: {', '.join(data_sets)}"})
+
+
 def command_help(command: str) -> str:
     """``metatpt test --help``."""
+    if command == "doctor":
+        usage = "usage: metatpt doctor --data DATA [options]"
+        return "\n".join([usage, "", f"{COMMANDS[command].capitalize()}.", _DOCTOR_OPTIONS.rstrip(), *_classes()])
     return "\n".join(
         [
             f"usage: metatpt {command} [-c CONFIG] [--model METHOD] [--data DATA] [options]",

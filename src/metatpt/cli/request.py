@@ -22,6 +22,9 @@ from .classes import BASES, check_option, class_path, find_class, known_classes
 from .errors import UsageError, did_you_mean
 
 DEFAULT_CONFIG = "lightning_config.yaml"
+COOP = "coop"
+"""The template that stands for CoOp's for the data set."""
+
 _PACKAGE = Path(__file__).parent.parent
 _FLAGS = ("help", "h", "print_config")
 _TEXT_LISTS = ("data.class_names", "data.init_args.class_names")
@@ -86,7 +89,28 @@ def read_request(command: str, arguments: list[str]) -> Request:
             name = re.split(r"[.+]", option.removeprefix("init_args."))[0]
             if name != "dict_kwargs":
                 check_option(section, request.classes[section], name)
+    _settle_template(request)
     return request
+
+
+def _settle_template(request: Request) -> None:
+    """Put CoOp's template for the data set where ``coop`` stands for it: a config and a record hold the words."""
+    options = request.config["model"]["init_args"]
+    places = ("model.template", "model.init_args.template")
+    if COOP not in [options.get("template"), *(value for key, value in request.options if key in places)]:
+        return
+    data: Any = request.classes["data"]
+    if data.coop_template is None:
+        known = [name for name, each in known_classes("data").items() if getattr(each, "coop_template", None)]
+        raise UsageError(
+            f"--model.template {COOP}: CoOp has no template for {data.__name__}, only for {', '.join(known)}. Give the "
+            "words, such as 'a photo of a {}.'."
+        )
+    if options.get("template") == COOP:
+        options["template"] = data.coop_template
+    request.options = [
+        (key, data.coop_template if key in places and value == COOP else value) for key, value in request.options
+    ]
 
 
 def split_options(arguments: list[str]) -> list[tuple[str, str]]:
@@ -116,7 +140,8 @@ def split_options(arguments: list[str]) -> list[tuple[str, str]]:
 def shipped_configs() -> dict[str, Path]:
     """The configs of the package by name."""
     folder = _PACKAGE / "configs"
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))} | {"default": _PACKAGE / DEFAULT_CONFIG}
+    files = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("data/*.yaml"))]
+    return {file.stem: file for file in files} | {"default": _PACKAGE / DEFAULT_CONFIG}
 
 
 def find_config(name: str) -> Path:

@@ -34,7 +34,7 @@ class AdaptationModule(lightning.LightningModule, ABC):
             ``open_clip_config.json`` and weights.
         pretrained: With a name: a tag of its weights, or a file.
         template: Text with ``{}`` for the class name; where nothing is tuned also ``ensemble`` (the 80 ImageNet
-            templates) or a list of templates.
+            templates) or a list of templates. On the command line ``coop`` is CoOp's template for the data set.
         class_names: The C classes. The command line takes them from the data.
         memory: Megabytes that activations may take, about, or ``auto``: half of what is free on the device at first
             use. What needs more goes through in chunks, recomputed in the backward pass.

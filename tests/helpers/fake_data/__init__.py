@@ -1,0 +1,1 @@
+"""Benchmarks in small: their real folders and files, with few and tiny pictures."""

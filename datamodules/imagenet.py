@@ -100,7 +100,7 @@ class _ImageNetFamily(BenchmarkDataModule):
 
 
 class ImageNetDataModule(_ImageNetFamily):
-    """ImageNet (ILSVRC 2012) in the layout ``<root>/val/<wnid>/*.JPEG``, for `fit` with ``<root>/train/<wnid>/*.JPEG``.
+    """ImageNet (ILSVRC 2012) in the layout ``<root>/val/<wnid>/*.JPEG``, with ``train`` beside ``val`` to learn from.
 
     Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge" (2015).
 

@@ -20,11 +20,13 @@ class RunError(Exception):
 
 
 def nearest(given: str, known: Iterable[str]) -> list[str]:
-    """Up to three known names that look like the given one, the most alike first."""
+    """Up to three known names that begin with the given one, or else look like it, the most alike first."""
     names = list(dict.fromkeys(known))
     by_case = {name.casefold(): name for name in names}
-    found = difflib.get_close_matches(given.casefold(), by_case, n=3, cutoff=0.6)
-    return [by_case[name] for name in found]
+    wanted = given.casefold()
+    begin = sorted((name for name in by_case if name.startswith(wanted)), key=len) if len(wanted) > 2 else []
+    found = begin or difflib.get_close_matches(wanted, by_case, n=3, cutoff=0.6)
+    return [by_case[name] for name in found[:3]]
 
 
 def did_you_mean(given: str, known: Sequence[str]) -> str:

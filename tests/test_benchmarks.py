@@ -21,6 +21,8 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
             ["| MetaTPT, 10 % |", "| TPT, plain |", "making the views:"],
         ),
         ("text_tower.py --model ViT-S-32 --classes 4 --chunk 3", ["| 4 |"]),
+        ("footprint.py --models ViT-S-32", ["| ViT-S-32 |"]),
+        ("loading.py --pictures 8 --workers 1", ["| datamodule |", "| ImageFolder | "]),
         ("loop.py --samples 12", ["| TPTModule |", "| MetaTPTModule |"]),
     ],
 )

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from metatpt.types import Batch
 
@@ -115,8 +116,9 @@ def empty_sample(
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a batch."""
     return Batch(
-        image=torch.stack([sample.image for sample in samples]),
-        canvas=torch.stack([sample.canvas for sample in samples]),
+        # In a worker this writes into shared memory at once.
+        image=default_collate([sample.image for sample in samples]),
+        canvas=default_collate([sample.canvas for sample in samples]),
         aspect=torch.tensor([sample.aspect for sample in samples], dtype=torch.float32),
         label=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
         index=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
@@ -336,7 +338,7 @@ def _from_tensor(tensor: Tensor) -> Image.Image:
 
 
 def _bytes(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # made contiguous where samples are put together
 
 
 def _floats(picture: Image.Image) -> Tensor:

@@ -168,6 +168,10 @@ class BaseDataModule(LightningDataModule):
     def pictures(self, split: Split) -> Pictures:
         """The whole split, in its fixed order. Called in :meth:`setup`: check the disk here."""
 
+    def split_size(self, split: Split, pictures: Pictures) -> int:
+        """How many pictures the whole split has: a result says of how many it is."""
+        return len(pictures)
+
     def setup(self, stage: str | None = None) -> None:
         """Read the splits of a stage.
 
@@ -194,12 +198,12 @@ class BaseDataModule(LightningDataModule):
                     "test on."
                 )
             pictures = self.pictures(split)
-            self.n_total = len(pictures)
+            self.n_total = self.split_size(split, pictures)
             if split == "train":
                 chosen = few_shots(pictures.labels, self.shots, run_seed())
             else:
-                if self.max_samples is not None and self.max_samples > self.n_total:
-                    rank_zero_info(f"max_samples is {self.max_samples}; all {self.n_total} pictures are taken.")
+                if self.max_samples is not None and self.max_samples > len(pictures):
+                    rank_zero_info(f"max_samples is {self.max_samples}; all {len(pictures)} pictures are taken.")
                 chosen = balanced_subset(pictures.labels, self.max_samples, run_seed())
             self._splits[split] = PictureDataset(pictures, preprocessing, self.decode == "plain"), chosen
 

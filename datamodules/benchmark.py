@@ -73,8 +73,14 @@ class BenchmarkDataModule(BaseDataModule):
             ValueError: A class folder is missing or stray, or there are not as many pictures as published.
         """
         pictures = self.read(split)
+        if not len(pictures):
+            raise ValueError(f"{self.title}, split {split}: no picture in {self.root}. Is it unpacked completely?")
         self.check_count(f"split {split}", len(pictures), self.published(split))
         return pictures
+
+    def split_size(self, split: Split, pictures: Pictures) -> int:
+        """The published number, also where only a part of the data set is there."""
+        return self.published(split) or len(pictures)
 
     def check_count(self, part: str, found: int, expected: int | None) -> None:
         """Refuse another number of pictures than the published one; with `partial`, only a larger one.
@@ -99,7 +105,7 @@ class BenchmarkDataModule(BaseDataModule):
 
 
 def find_root(root: str | Path, aliases: Sequence[str], holds: Callable[[Path], bool], expected: str) -> Path:
-    """The folder of a data set: the given one, or the one in it that has one of the names in use.
+    """The folder of a data set: the one in the given folder that has one of the names in use, or the given one.
 
     Args:
         root: What the user gave.
@@ -111,15 +117,15 @@ def find_root(root: str | Path, aliases: Sequence[str], holds: Callable[[Path], 
         FileNotFoundError: Neither looks like it; says what was found.
     """
     given = existing_folder(root)
-    if holds(given):
-        return given
     tried = []
-    for alias in aliases:
+    for alias in aliases:  # first: a folder of several data sets may have another one's folders in it
         folder = _below(given, alias)
         if folder is not None:
             if holds(folder):
                 return folder
             tried.append(folder)
+    if holds(given):
+        return given
     folders = sub_folders(given)
     inside = f"; nor does {' or '.join(map(str, tried))}" if tried else ""
     raise FileNotFoundError(

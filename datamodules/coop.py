@@ -81,6 +81,11 @@ class CoOpDataModule(BenchmarkDataModule):
     official_counts: ClassVar[Counts | None]
     """Numbers of the official split, None where it cannot be had."""
 
+    @property
+    def coop_source(self) -> str:
+        """How the result names CoOp's split."""
+        return f"coop split ({self.split_file})"
+
     official_source: ClassVar[str] = "official split (torchvision)"
     """How the result names the official split."""
 
@@ -116,7 +121,7 @@ class CoOpDataModule(BenchmarkDataModule):
         super().__init__(root, partial=partial, **kwargs)
         file = self._find_split_file()
         if split != "official" and file is not None:
-            self._counts, self.source = self.coop_counts, f"coop split ({file.name})"
+            self._counts, self.source = self.coop_counts, self.coop_source
             self.class_names, self._listing = self.read_coop(file)
         elif split == "coop" or self.official_counts is None:
             raise FileNotFoundError(
@@ -136,8 +141,13 @@ class CoOpDataModule(BenchmarkDataModule):
     @classmethod
     def holds(cls, folder: Path) -> bool:
         """Whether one of the `marks` is there, or CoOp's split file beside the folder of its pictures."""
-        beside = bool(cls.images) and (folder / cls.images).is_dir() and (folder / cls.split_file).is_file()
+        listed = any((place / cls.split_file).is_file() for place in (folder, folder.absolute().parent))
+        beside = bool(cls.images) and (folder / cls.images).is_dir() and listed
         return beside or any((folder / mark).exists() for mark in cls.marks)
+
+    def images_folder(self) -> str:
+        """Where the pictures are, below the root."""
+        return self.images
 
     def published(self, split: Split) -> int | None:
         """How many pictures the split has, CoOp's or the official one."""
@@ -148,11 +158,11 @@ class CoOpDataModule(BenchmarkDataModule):
         """A split as listed.
 
         Raises:
-            ValueError: If there is no such split.
-            FileNotFoundError: If pictures are missing, unless the data set is a partial one; if all are, always.
+            FileNotFoundError: If there is no such split, or none of its pictures.
+            ValueError: If some of its pictures are missing, unless the data set is a partial one.
         """
         if split not in self._listing:
-            raise ValueError(
+            raise FileNotFoundError(
                 f"{self.title}, {self.source}: there is no {split} split. CoOp's has one: put {self.split_file} into "
                 f"{self.root} ({COOP_URL})."
             )
@@ -161,16 +171,18 @@ class CoOpDataModule(BenchmarkDataModule):
         if len(there) < len(listed) and not (self.partial and there):
             kept = {path for path, _ in there}
             missing = [path for path, _ in listed if path not in kept]
-            raise FileNotFoundError(
+            what = (
                 f"{self.title}, {self.source}: of the {len(listed)} pictures of split {split}, {len(missing)} are "
-                f"missing in {self.root}: {some(missing)}. Is it unpacked completely? To run on a part of it, set "
-                "--data.partial true."
+                f"missing in {self.root}: {some(missing)}. Is it unpacked completely"
             )
+            if not there:
+                raise FileNotFoundError(f"{what}, and its folders named as in {self.layout}?")
+            raise ValueError(f"{what}? To run on a part of it, set --data.partial true.")
         return FilePictures(self.root, [path for path, _ in there], [label for _, label in there])
 
     def read_coop(self, file: Path) -> tuple[list[str], Listing]:
         """Class names, and the splits with paths below the data set's folder, out of CoOp's split file."""
-        return read_split_file(file, self.images)
+        return read_split_file(file, self.images_folder())
 
     def read_official(self) -> tuple[list[str], Listing]:
         """Class names, and the splits with paths below the data set's folder, as torchvision has them."""

@@ -159,8 +159,14 @@ class FGVCAircraftDataModule(CoOpDataModule):
     coop_counts = Counts(100, 3334, 3333, 3333)
     coop_template = "a photo of a {}, a type of aircraft."
     official_counts = coop_counts
+    official_source = "official split, which is CoOp's"
     torchvision_class = datasets.FGVCAircraft
     torchvision_folder = "fgvc-aircraft-2013b/data"
+
+    @property
+    def coop_source(self) -> str:
+        """The same."""
+        return self.official_source
 
     def read_coop(self, file: Path) -> tuple[list[str], Listing]:
         """The official split."""
@@ -219,9 +225,9 @@ class EuroSATDataModule(CoOpDataModule):
     """
 
     title = "EuroSAT"
-    aliases = ("eurosat",)
-    layout = "2750/<class>/*.jpg"
-    marks = ("2750",)
+    aliases = ("eurosat", "EuroSAT_RGB")
+    layout = "2750/<class>/*.jpg (or EuroSAT_RGB/<class>/*, or <class>/*)"
+    marks = ("2750/AnnualCrop", "EuroSAT_RGB/AnnualCrop", "AnnualCrop")
     split_file = "split_zhou_EuroSAT.json"
     images = "2750"
     coop_counts = Counts(10, 13500, 5400, 8100)
@@ -231,10 +237,17 @@ class EuroSATDataModule(CoOpDataModule):
     torchvision_class = datasets.EuroSAT
     torchvision_folder = "eurosat"
 
+    def images_folder(self) -> str:
+        """Where the class folders are, below the root: archives differ in it."""
+        return next(
+            (mark.rpartition("/")[0] for mark in self.marks if (self.root / mark).is_dir()),
+            self.images,
+        )
+
     def read_official(self) -> tuple[list[str], Listing]:
         """All pictures."""
         labels = {folder: label for label, folder in enumerate(EUROSAT_NAMES)}
-        found = class_folders(self.root, self.images, labels, partial=self.partial)
+        found = class_folders(self.root, self.images_folder(), labels, partial=self.partial)
         return list(EUROSAT_NAMES.values()), {"test": list(zip(found.paths, found.labels, strict=True))}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -127,17 +128,20 @@ def find_pictures(folder: Path, recursive: bool = True) -> tuple[list[str], Coun
     others: Counter[str] = Counter()
 
     def visit(below: Path, prefix: str, above: frozenset[Path]) -> None:
-        for entry in below.iterdir():
-            if is_stray(entry.name):
-                continue
-            if entry.is_dir():
-                # Links are followed, but not in a circle.
-                if recursive and (real := entry.resolve()) not in above:
-                    visit(entry, f"{prefix}{entry.name}/", above | {real})
-            elif entry.suffix.lower() in EXTENSIONS:
-                paths.append(prefix + entry.name)
-            else:
-                others[entry.suffix.lower() or "no ending"] += 1
+        with os.scandir(below) as entries:  # pathlib would ask the disk about each of a million files
+            for entry in entries:
+                if is_stray(entry.name):
+                    continue
+                if entry.is_dir():
+                    # Links are followed, but not in a circle.
+                    if recursive and (real := Path(entry.path).resolve()) not in above:
+                        visit(Path(entry.path), f"{prefix}{entry.name}/", above | {real})
+                    continue
+                ending = os.path.splitext(entry.name)[1].lower()
+                if ending in EXTENSIONS:
+                    paths.append(prefix + entry.name)
+                else:
+                    others[ending or "no ending"] += 1
 
     visit(folder, "", frozenset({folder.resolve()}))
     return sorted(paths), others

@@ -151,6 +151,10 @@ class ImageNetDataModule(_ImageNetFamily):
         """
         if split != "test":
             return self._train[split]
+        if self.root.resolve().name in _TRAIN:
+            raise ValueError(
+                f"{self.root} has ImageNet's training pictures by its name: give the folder that val and train lie in."
+            )
         below = "" if _has_class_folders(self.root) or _is_flat(self.root) else self._folder(_VAL)
         return self._flat(below) if _is_flat(self.root / below) else self._in_class_folders(below)
 
@@ -237,9 +241,12 @@ class ImageNetV2DataModule(_ImageNetFamily):
         return any(map(_variant, sub_folders(folder))) or super().holds(folder)
 
     def _below(self) -> str:
-        names = {_variant(name): name for name in sub_folders(self.root)}
-        if self.variant in names:
-            return names[self.variant]
+        below = ""
+        # Some unpackers make a folder of the archive's name around that of the variant.
+        while inside := [name for name in sub_folders(self.root / below) if _variant(name) == self.variant]:
+            below = f"{below}/{inside[0]}".lstrip("/")
+        if below:
+            return below
         if not _has_class_folders(self.root):
             raise FileNotFoundError(
                 f"No folder imagenetv2-{self.variant}-format-val in {self.root}; there are: "

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers.command_line import write_pictures
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -37,6 +38,19 @@ def test_write_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         namespace,
     )
     assert (tmp_path / "runs" / "mixture" / "metrics.json").exists()
+
+
+def test_own_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks("data.md", "python")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_birds.py").write_text(code)
+    for split in ("train", "val", "test"):
+        write_pictures(tmp_path / "birds" / split, "crow", "owl", n=2)
+    from metatpt.cli import main
+
+    options = ["--data", "my_birds.BirdsDataModule", "--data.root", "."]
+    assert main(["doctor", *options]) == 1  # too few
+    assert main(["doctor", *options, "--data.partial", "true"]) == 0
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{file.name}" for file in DOCS.glob("*.md"))])

@@ -7,7 +7,7 @@ the sheet, with the class name that each picture has here under it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -15,8 +15,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image, ImageDraw, ImageFont
 
 from metatpt.clip.tokens import tokenize_prompts
-from metatpt.datamodules.base import BaseDataModule, Pictures, Split, balanced_subset
-from metatpt.datamodules.benchmark import BenchmarkDataModule
+from metatpt.datamodules.base import BaseDataModule, Picture, Pictures, Split, balanced_subset
+from metatpt.datamodules.benchmark import BenchmarkDataModule, some
+from metatpt.datamodules.shards import ShardPictures
 from metatpt.images import UnreadableImageError, decode
 
 _TILE, _TEXT, _COLUMNS = 128, 32, 8
@@ -79,33 +80,53 @@ def examine(data: BaseDataModule, pictures: int | None = 200, on_sheet: int = 48
         report.note("layout", data.layout)
     if hasattr(data, "root"):
         report.note("root", data.root)
-    for split in data.splits:
-        _examine_split(report, data, split, pictures, on_sheet if split == "test" else 0)
+    read = {split: _read(report, data, split) for split in data.splits}
+    tested = read.get("test")
+    for split, found in read.items():
+        if found is None:
+            continue
+        if split != "test" and tested is not None and _same(found, tested):
+            # Training on the pictures that are tested on is a fault; to validate on them is said in the docs.
+            report.note(split, "the pictures of test", wrong=split == "train")
+        else:
+            _examine_split(report, data, split, found, pictures, on_sheet if split == "test" else 0)
     if data.source is not None:
         report.note("which", data.source)
     _examine_names(report, data.class_names)
     return report
 
 
-def _examine_split(report: Report, data: BaseDataModule, split: Split, pictures: int | None, on_sheet: int) -> None:
+def _read(report: Report, data: BaseDataModule, split: Split) -> Pictures | None:
     try:
-        found = data.pictures(split)
-    except (ValueError, OSError) as error:
+        return data.pictures(split)
+    except FileNotFoundError as error:
         # Only the split that is tested on must be there: a copy without training pictures is in common use.
         report.note(split, error, wrong=split == "test")
-        return
+    except (ValueError, OSError, ImportError) as error:
+        report.note(split, error, wrong=True)
+    return None
+
+
+def _same(one: Pictures, other: Pictures) -> bool:
+    same_labels = len(one) > 0 and list(one.labels) == list(other.labels)
+    return same_labels and one[0].path == other[0].path
+
+
+def _examine_split(
+    report: Report, data: BaseDataModule, split: Split, found: Pictures, pictures: int | None, on_sheet: int
+) -> None:
     count = f"{len(found)}"
     published = data.published(split) if isinstance(data, BenchmarkDataModule) else None
     if published is not None:
         count += f" of {published} published"
     report.note(split, count, wrong=len(found) == 0)
     seen = Counter(found.labels)
-    if set(seen) != {-1}:
+    if set(seen) - {-1}:
         without = [name for label, name in enumerate(data.class_names) if label not in seen]
         spread = sorted(count for label, count in seen.items() if label >= 0)
         report.note(
             f"{split}: of each class",
-            f"{spread[0]} to {spread[-1]}" + (f"; none of {len(without)}: {_some(without)}" if without else ""),
+            f"{spread[0]} to {spread[-1]}" + (f"; none of {len(without)}: {some(without)}" if without else ""),
         )
     chosen = balanced_subset(found.labels, pictures, seed=0)
     unreadable = _unreadable(found, chosen)
@@ -120,23 +141,36 @@ def _examine_split(report: Report, data: BaseDataModule, split: Split, pictures:
 
 
 def _unreadable(pictures: Pictures, chosen: Sequence[int]) -> list[tuple[str, str]]:
-    def fault(index: int) -> tuple[str, str] | None:
-        picture = pictures[index]
+    def fault(picture: Picture) -> tuple[str, str] | None:
         try:
             decode(picture.source)
         except UnreadableImageError as error:
             return picture.path, str(error)
         return None
 
-    with ThreadPoolExecutor() as pool:
-        return [each for each in pool.map(fault, chosen) if each is not None]
+    if isinstance(pictures, ShardPictures):  # one picture after the other: each shard is read once, and held by nobody
+        found = [fault(picture) for picture in _each(pictures, chosen)]
+    else:
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(lambda index: fault(pictures[index]), chosen))
+    return [each for each in found if each is not None]
+
+
+def _each(pictures: Pictures, chosen: Sequence[int]) -> Iterator[Picture]:
+    """The pictures at some places, which ascend."""
+    if isinstance(pictures, ShardPictures):
+        for _, picture in pictures.read(chosen):
+            yield picture
+    else:
+        for index in chosen:
+            yield pictures[index]
 
 
 def _examine_names(report: Report, names: Sequence[str]) -> None:
-    report.note("classes", f"{len(names)}: {_some(names)}")
+    report.note("classes", f"{len(names)}: {some(names)}")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:  # no fault: ImageNet has two of them
-        report.note("names that stand twice", f"{_some(twice)}; pictures of either go to the first")
+        report.note("names that stand twice", f"{some(twice)}; pictures of either go to the first")
     tokenizer, too_long = SimpleTokenizer(), []
     for name in dict.fromkeys(names):
         try:
@@ -144,7 +178,7 @@ def _examine_names(report: Report, names: Sequence[str]) -> None:
         except ValueError:
             too_long.append(name)
     found = f"{len(too_long)} (with {_TEMPLATE!r}, of {_CONTEXT} tokens)"
-    report.note("names too long", found + (f": {_some(too_long)}" if too_long else ""), wrong=bool(too_long))
+    report.note("names too long", found + (f": {some(too_long)}" if too_long else ""), wrong=bool(too_long))
 
 
 def contact_sheet(pictures: Pictures, chosen: Sequence[int], class_names: Sequence[str]) -> Image.Image:
@@ -152,15 +186,14 @@ def contact_sheet(pictures: Pictures, chosen: Sequence[int], class_names: Sequen
 
     Args:
         pictures: A split.
-        chosen: Which of them.
+        chosen: Which of them, in ascending order.
         class_names: Names by label; a picture without a label has its path under it.
     """
     rows = -(-len(chosen) // _COLUMNS)
     sheet = Image.new("RGB", (min(len(chosen), _COLUMNS) * _TILE, rows * (_TILE + _TEXT)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for place, index in enumerate(chosen):
+    for place, picture in enumerate(_each(pictures, chosen)):
         left, top = place % _COLUMNS * _TILE, place // _COLUMNS * (_TILE + _TEXT)
-        picture = pictures[index]
         try:
             tile = decode(picture.source)
         except UnreadableImageError:
@@ -183,7 +216,3 @@ def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> lis
         else:
             lines[-1] = longer
     return lines
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")

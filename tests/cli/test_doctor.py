@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import CommandLine, write_pictures
+from helpers.fake_data import shards
 from PIL import Image
 
 from metatpt.checkup import contact_sheet, examine
-from metatpt.datamodules import FolderDataModule, ShiftedShapesDataModule
+from metatpt.datamodules import FolderDataModule, PACSDataModule, ShiftedShapesDataModule, WebDatasetDataModule
+from metatpt.datamodules import shards as datamodules_shards
 from metatpt.datamodules.base import FilePictures
 
 
@@ -79,11 +81,40 @@ def test_only_the_split_that_is_tested_on_must_be_there(missing: str, wrong: boo
         def pictures(self, split):
             if split == missing:
                 raise FileNotFoundError(f"no {split} here")
-            return super().pictures("test")
+            return super().pictures("val" if split == "train" else "test")
 
     report = examine(Without(), pictures=1)
     assert report.is_wrong == wrong
     assert [(each.what, each.wrong) for each in report.findings if "here" in each.found] == [(missing, wrong)]
+
+
+def test_a_damaged_training_split_is_wrong(tmp_path: Path) -> None:
+    for domain in PACSDataModule.domains:
+        write_pictures(tmp_path / domain, *PACSDataModule.classes, n=1)
+    (tmp_path / "sketch" / "zebra").mkdir()
+    report = examine(PACSDataModule(tmp_path, domain="photo", partial=True))
+    assert report.is_wrong
+    assert "zebra" in next(each for each in report.findings if each.what == "train").found
+
+
+def test_training_on_the_test_pictures_is_wrong(tmp_path: Path) -> None:
+    class Both(FolderDataModule):
+        splits = ("train", "val", "test")
+
+    report = examine(Both(write_pictures(tmp_path / "pets", "cat", "dog")))
+    same = [(each.what, each.wrong) for each in report.findings if each.found == "the pictures of test"]
+    assert same == [("train", True), ("val", False)]
+
+
+def test_a_shard_is_read_from_its_front_for_all_pictures_at_once(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("webdataset")
+    shards.write_shards(tmp_path, 30, 20)
+    data = WebDatasetDataModule(str(tmp_path), ",".join(shards.CLASSES))
+    read = []
+    samples = datamodules_shards.read_samples
+    monkeypatch.setattr(datamodules_shards, "read_samples", lambda shard: read.append(shard.name) or samples(shard))
+    assert not examine(data, pictures=None).is_wrong
+    assert len(read) < 10
 
 
 def test_names_that_stand_twice_are_noted() -> None:
@@ -99,9 +130,9 @@ def test_the_sheet_shows_each_picture_over_its_name(tmp_path: Path) -> None:
         Image.new("RGB", (40, 20), color).save(tmp_path / f"{number}.png")
     (tmp_path / "2.png").write_bytes(b"")
     pictures = FilePictures(tmp_path, ["0.png", "1.png", "2.png"], [0, 1, -1])
-    sheet = contact_sheet(pictures, [1, 0, 2], ["red", "a green thing with a long name of words"])
+    sheet = contact_sheet(pictures, [0, 1, 2], ["red", "a green thing with a long name of words"])
     assert sheet.size == (3 * 128, 160)
-    assert [sheet.getpixel((64 + 128 * place, 64)) for place in range(3)] == [(0, 250, 0), (250, 0, 0), (255, 0, 0)]
+    assert [sheet.getpixel((64 + 128 * place, 64)) for place in range(3)] == [(250, 0, 0), (0, 250, 0), (255, 0, 0)]
     for place in range(3):  # there is text under each of them
         assert sheet.crop((128 * place, 128, 128 * place + 128, 160)).convert("L").getextrema()[0] < 100
 

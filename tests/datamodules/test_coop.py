@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 import sys
 import threading
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.fake_data.coop import EUROSAT, WRITERS
+from helpers.models import frozen
 from torchvision import datasets
 
 from metatpt.datamodules import (
@@ -223,7 +225,9 @@ def test_official_split(tmp_path, write, name):
     assert all(type(label) is int for label in test.labels)
     train = truth.get("train", truth.get("trainval"))
     if train is None:
-        with pytest.raises(ValueError, match=rf"no official.*: there is no val split.*put {datamodule.split_file}"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"no official.*: there is no val split.*put {datamodule.split_file}"
+        ):
             datamodule.pictures("val")
     elif "val" in truth:
         assert named(datamodule, "train") == train
@@ -407,7 +411,7 @@ def test_missing_pictures(tmp_path, write, official):
     for path in gone:
         (tmp_path / "food-101" / path).unlink()
     message = r"of the 101 pictures of split test, 2 are missing in .*: images/(apple_pie|dish_007)/.*data.partial true"
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(ValueError, match=message):
         made("food101", tmp_path, partial=False).pictures("test")
     partial = made("food101", tmp_path)
     assert named(partial, "test") == {path: name for path, name in truth.items() if path not in gone}
@@ -419,6 +423,39 @@ def test_a_part_without_pictures(tmp_path, write):
         (tmp_path / "food-101" / path).unlink()
     with pytest.raises(FileNotFoundError, match="of the 101 pictures of split test, 101 are missing"):
         made("food101", tmp_path).pictures("test")
+
+
+@pytest.mark.parametrize("place", ["EuroSAT_RGB", ""])
+@pytest.mark.parametrize("official", [False, True])
+def test_eurosat_as_other_archives_have_it(tmp_path, write, official, place):
+    truth = write("eurosat", official=official)["test"]
+    root = tmp_path / "eurosat"
+    if place:
+        (root / "2750").rename(root / place)
+    else:
+        for folder in sorted((root / "2750").iterdir()):
+            folder.rename(root / folder.name)
+        (root / "2750").rmdir()
+    found = named(made("eurosat", root, split="official" if official else "coop"), "test")
+    assert {path.removeprefix(f"{place}/"): name for path, name in found.items()} == {
+        path.removeprefix("2750/"): name for path, name in truth.items()
+    }
+
+
+def test_every_template_of_coop_can_be_filled_and_all_but_one_tuned():
+    clip = frozen("openai_vit")
+    for name, leaf in LEAVES.items():
+        tokens = clip.tokenize(leaf.coop_template, ["a name", "another"])
+        assert (tokens.n_context > 0) == (name != "dtd")
+
+
+def test_a_split_file_above_the_folder_is_enough(tmp_path, write):
+    truth = write("oxford_pets")["test"]
+    root = tmp_path / "oxford_pets"
+    (root / "split_zhou_OxfordPets.json").rename(tmp_path / "split_zhou_OxfordPets.json")
+    if (root / "annotations").exists():
+        shutil.rmtree(root / "annotations")
+    assert named(made("oxford_pets", root), "test") == truth
 
 
 def test_missing_label_file(tmp_path, write):

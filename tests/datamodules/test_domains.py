@@ -204,6 +204,23 @@ def test_folders_that_it_lies_in(tmp_path, below):
     assert PACSDataModule(str(tmp_path / below)).root == tmp_path / below
 
 
+def test_another_data_sets_folders_beside_it(tmp_path):
+    (tmp_path / "sketch" / "n01440764").mkdir(parents=True)  # ImageNet-Sketch
+    (tmp_path / "caltech101").mkdir()
+    fake.write_pacs(tmp_path / "PACS")
+    fake.write_vlcs(tmp_path)
+    assert PACSDataModule(tmp_path, domain="sketch").root == tmp_path / "PACS"
+    assert VLCSDataModule(tmp_path).root == tmp_path / "VLCS"
+
+
+def test_a_part_says_of_how_many_it_is(tmp_path):
+    fake.write_pacs(tmp_path)
+    datamodule = PACSDataModule(tmp_path, partial=True)
+    datamodule.preprocessing = Preprocessing(16, (0,) * 3, (1,) * 3)
+    datamodule.setup("test")
+    assert len(datamodule.pictures("test")) < datamodule.n_total == 2048
+
+
 def test_a_wrong_root_is_reported_at_once(tmp_path):
     with pytest.raises(FileNotFoundError, match="No folder /no/such/folder"):
         PACSDataModule("/no/such/folder")

@@ -496,8 +496,26 @@ def test_a_corruption_that_is_not_there(corrupted):
 def test_one_picture_of_each_class():
     datamodule = ImageNetDataModule(SHARED / "data" / "imagenet-samples", partial=True, batch_size=50)
     paths, names = read_all(datamodule)
-    assert len(paths) == datamodule.n_total == 1000
+    assert len(paths) == 1000
+    assert datamodule.n_total == 50_000  # a result on them says so
     assert names == [NAME_OF[path.split("/")[0]] for path in paths]
     # A file is n01440764_tench.jpg: seven in ten of these names, which are not open_clip's, are the same.
     told = [Path(path).stem.partition("_")[2].replace("_", " ").casefold() for path in paths]
     assert sum(ours.casefold() == theirs for ours, theirs in zip(names, told, strict=True)) > 700
+
+
+def test_an_unpackers_folder_around_that_of_the_variant(tmp_path):
+    fake.write_imagenet_v2(tmp_path / "plain")
+    (variant,) = tmp_path.glob("plain/**/imagenetv2-matched-frequency-format-val")
+    outer = tmp_path / "v2" / "imagenetv2-matched-frequency"
+    outer.mkdir(parents=True)
+    variant.rename(outer / variant.name)
+    pictures = ImageNetV2DataModule(tmp_path / "v2", partial=True).pictures("test")
+    assert {int(path.split("/")[2]) for path in pictures.paths} == set(range(1000))
+    assert all(int(path.split("/")[2]) == label for path, label in zip(pictures.paths, pictures.labels, strict=True))
+
+
+def test_training_pictures_are_not_tested_on(tmp_path):
+    write_class_folders(tmp_path / "train", IDS, "{number}.JPEG")
+    with pytest.raises(ValueError, match="training pictures by its name: give the folder that val and train lie in"):
+        ImageNetDataModule(tmp_path / "train", partial=True).pictures("test")

@@ -36,8 +36,10 @@ def free_in_groups(membership: Path, root: Path) -> Iterator[int]:
         group = base / place.strip("/")
         for folder in (group, *group.parents):  # a limit holds for all groups inside
             if (folder / most).exists() and (limit := (folder / most).read_text().strip()) != "max":
-                pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                taken = int((folder / used).read_text()) - int(dict(pairs).get(cached, 0))  # files give way
+                taken = int((folder / used).read_text())
+                if (folder / "memory.stat").exists():
+                    pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    taken -= int(dict(pairs).get(cached, 0))  # what is kept of files gives way
                 yield max(0, int(limit) - taken)
             if folder == base:
                 break

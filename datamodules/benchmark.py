@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 
 from metatpt.rng import sample_generator
@@ -82,6 +83,19 @@ class BenchmarkDataModule(BaseDataModule):
         """The published number, also where only a part of the data set is there."""
         return self.published(split) or len(pictures)
 
+    @classmethod
+    def check_known(cls, kind: str, given: str, known: Sequence[str]) -> str:
+        """An option that has one of some values.
+
+        Raises:
+            ValueError: It has another; names the nearest one.
+        """
+        if given not in known:
+            raise ValueError(
+                f"{cls.title} has no {kind} {given!r} ({nearest(given, known)}): expected one of {', '.join(known)}."
+            )
+        return given
+
     def check_count(self, part: str, found: int, expected: int | None) -> None:
         """Refuse another number of pictures than the published one; with `partial`, only a larger one.
 
@@ -102,6 +116,29 @@ class BenchmarkDataModule(BaseDataModule):
                 "--data.partial true."
             )
         rank_zero_info(f"{what}.")
+
+
+def fetch_once(root: Path, title: str, is_there: Callable[[], bool], fetch: Callable[[], object], by_hand: str) -> None:
+    """Download a data set into a folder, if it is not there; processes that start together do it once.
+
+    Args:
+        root: The folder, which is made.
+        title: The data set.
+        is_there: Whether nothing is to be done.
+        fetch: Downloads it.
+        by_hand: What to do where that fails.
+
+    Raises:
+        RuntimeError: It fails.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{title}.lock"):
+        if is_there():
+            return
+        try:
+            fetch()
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(f"{title} could not be downloaded by torchvision ({error}). {by_hand}") from error
 
 
 def find_root(root: str | Path, aliases: Sequence[str], holds: Callable[[Path], bool], expected: str) -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision import datasets
@@ -16,9 +15,8 @@ from torchvision import datasets
 from metatpt.shifts import SEVERITIES, check_severity
 
 from .base import Picture, Split
-from .benchmark import BenchmarkDataModule, find_root, held_out_of_classes
+from .benchmark import BenchmarkDataModule, fetch_once, find_root, held_out_of_classes
 from .imagenet import CORRUPTIONS, Corruption
-from .names import nearest
 
 # torchvision reads them from the data set's files, which CIFAR-10-C and CIFAR-100-C come without
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -112,18 +110,15 @@ class CIFARDataModule(BenchmarkDataModule):
         Raises:
             RuntimeError: If the download fails.
         """
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{cls.title}.lock"):
+
+        def is_there() -> bool:
             try:
-                find_root(root, cls.aliases, cls.holds, cls.title)
+                return find_root(root, cls.aliases, cls.holds, cls.title).is_dir()
             except FileNotFoundError:
-                try:
-                    cls.dataset(root, download=True)
-                except (OSError, RuntimeError) as error:
-                    raise RuntimeError(
-                        f"{cls.title} could not be downloaded by torchvision ({error}). Unpack {cls.dataset.url} in "
-                        f"{root} by hand."
-                    ) from error
+                return False
+
+        by_hand = f"Unpack {cls.dataset.url} in {root} by hand."
+        fetch_once(root, cls.title, is_there, lambda: cls.dataset(root, download=True), by_hand)
 
     @classmethod
     def holds(cls, folder: Path) -> bool:
@@ -244,11 +239,7 @@ class CIFARCDataModule(BenchmarkDataModule):
         partial: bool = False,
         **kwargs: Any,
     ) -> None:
-        if corruption not in CORRUPTIONS:
-            raise ValueError(
-                f"{self.title} has no corruption {corruption!r} ({nearest(corruption, CORRUPTIONS)}): expected one of "
-                f"{', '.join(CORRUPTIONS)}."
-            )
+        self.check_known("corruption", corruption, CORRUPTIONS)
         severity = check_severity(severity)
         super().__init__(root, partial=partial, **kwargs)
         self.corruption = corruption

@@ -14,12 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
-from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 from torchvision import datasets
 
 from .base import FilePictures, Split
-from .benchmark import BenchmarkDataModule, find_root, held_out_of_classes, some
+from .benchmark import BenchmarkDataModule, fetch_once, find_root, held_out_of_classes, some
 
 SplitKind = Literal["auto", "coop", "official"]
 
@@ -216,21 +215,20 @@ class CoOpDataModule(BenchmarkDataModule):
         by_hand = f"Put it into {root} as {cls.aliases[0]}/ by hand, with {cls.layout}; {cls.split_file} goes there too"
         if cls.not_downloadable:
             raise ValueError(f"{cls.title} cannot be downloaded: {cls.not_downloadable}. {by_hand} ({COOP_URL}).")
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{cls.title}.lock"):
+
+        def is_there() -> bool:
             try:
                 found = find_root(root, cls.aliases, cls.holds, cls.title)
             except FileNotFoundError:
-                found = None
+                return False
             # in torchvision's own folder a download may have been interrupted: torchvision looks itself
-            if found in (None, root / cls.torchvision_folder):
-                cls._check_scipy()
-                try:
-                    cls.torchvision_class(root, download=True)
-                except (OSError, RuntimeError) as error:
-                    raise RuntimeError(
-                        f"{cls.title} could not be downloaded by torchvision ({error}). {by_hand} ({COOP_URL})."
-                    ) from error
+            return found != root / cls.torchvision_folder
+
+        def fetch() -> None:
+            cls._check_scipy()
+            cls.torchvision_class(root, download=True)
+
+        fetch_once(root, cls.title, is_there, fetch, f"{by_hand} ({COOP_URL}).")
 
     @classmethod
     def _check_scipy(cls) -> None:

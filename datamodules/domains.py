@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 from .base import FilePictures, Split
 from .benchmark import BenchmarkDataModule, check_folders, class_folders, held_out_of_classes
 from .folder import sub_folders
-from .names import nearest
 
 Lists = Literal["auto", "official", "all"]
 
@@ -57,13 +56,7 @@ class DomainDataModule(BenchmarkDataModule):
     def __init__(self, root: str | Path, domain: str, **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
         known = self.find_domain(domain)
-        if known is None:
-            names = list(self.domains)
-            raise ValueError(
-                f"{self.title} has no domain {domain!r} ({nearest(domain, names)}): expected one of {', '.join(names)}."
-            )
-        self.domain = known
-        self.source = known
+        self.domain = self.source = self.check_known("domain", known or domain, list(self.domains))
         self.class_names = list(self.classes or self._common_folders())
 
     @classmethod

@@ -14,7 +14,6 @@ from .base import FilePictures, Split
 from .benchmark import BenchmarkDataModule, class_folders, held_out_of_classes, some
 from .folder import find_pictures, sub_folders
 from .imagenet_labels import names_by_id, validation_labels, wordnet_ids
-from .names import nearest
 
 Variant = Literal["matched-frequency", "threshold-0.7", "top-images"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
@@ -220,11 +219,7 @@ class ImageNetV2DataModule(_ImageNetFamily):
     n_pictures = 10_000
 
     def __init__(self, root: str | Path, variant: Variant = "matched-frequency", **kwargs: Any) -> None:
-        if variant not in VARIANTS:
-            raise ValueError(
-                f"ImageNet-V2 has no variant {variant!r} ({nearest(variant, VARIANTS)}): expected one of "
-                f"{', '.join(VARIANTS)}."
-            )
+        self.check_known("variant", variant, VARIANTS)
         super().__init__(root, **kwargs)
         self.variant = variant
         self.source = variant
@@ -342,11 +337,7 @@ class ImageNetCDataModule(_ImageNetFamily):
     def __init__(
         self, root: str | Path, corruption: Corruption = "gaussian_noise", severity: int = 5, **kwargs: Any
     ) -> None:
-        if corruption not in CORRUPTIONS:
-            raise ValueError(
-                f"ImageNet-C has no corruption {corruption!r} ({nearest(corruption, CORRUPTIONS)}): expected one of "
-                f"{', '.join(CORRUPTIONS)}."
-            )
+        self.check_known("corruption", corruption, CORRUPTIONS)
         severity = check_severity(severity)
         super().__init__(root, **kwargs)
         self.corruption = corruption

@@ -19,9 +19,7 @@ from metatpt.rng import sample_generator
 
 from .base import BaseDataModule, FilePictures, Pictures, Split
 from .folder import existing_folder, find_pictures, sub_folders
-from .names import nearest
-
-_LISTED = 5
+from .names import nearest, some
 
 
 class BenchmarkDataModule(BaseDataModule):
@@ -275,8 +273,3 @@ def held_out_of_classes(
     for path, label in zip(paths, labels, strict=True):
         by_class.setdefault(label, []).append(path)
     return {path for label, own in by_class.items() for path in held_out(own, names[label], share, most)}
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of some names, for a message."""
-    return ", ".join(names[:_LISTED]) + (f", ... ({len(names)} in all)" if len(names) > _LISTED else "")

@@ -18,7 +18,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torchvision import datasets
 
 from .base import FilePictures, Split
-from .benchmark import BenchmarkDataModule, fetch_once, find_root, held_out_of_classes, some
+from .benchmark import BenchmarkDataModule, fetch_once, find_root, held_out_of_classes
+from .names import some
 
 SplitKind = Literal["auto", "coop", "official"]
 

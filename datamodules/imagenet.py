@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Literal, get_args
 from metatpt.shifts import check_severity
 
 from .base import FilePictures, Split
-from .benchmark import BenchmarkDataModule, class_folders, held_out_of_classes, some
+from .benchmark import BenchmarkDataModule, class_folders, held_out_of_classes
 from .folder import find_pictures, sub_folders
 from .imagenet_labels import names_by_id, validation_labels, wordnet_ids
+from .names import some
 
 Variant = Literal["matched-frequency", "threshold-0.7", "top-images"]
 VARIANTS: tuple[str, ...] = get_args(Variant)

@@ -214,7 +214,7 @@ def _by_folder(by_folder: dict[str, str], folders: Sequence[str], source: str) -
     if missing:
         raise ValueError(
             f"{source} names classes by folder ({len(by_folder)} lines), but has no line for {len(missing)} of "
-            f"{len(folders)} class folders: {_some(missing)} ({nearest(missing[0], list(by_folder))})."
+            f"{len(folders)} class folders: {some(missing)} ({nearest(missing[0], list(by_folder))})."
         )
     order = sorted(by_folder)
     places = {folder: place for place, folder in enumerate(order)}
@@ -224,11 +224,12 @@ def _by_folder(by_folder: dict[str, str], folders: Sequence[str], source: str) -
 def _mismatch(entries: Sequence[str], source: str, missing: Sequence[str], folders: Sequence[str]) -> str:
     return (
         f"{source} has {len(entries)} class names for {len(folders)} class folders, and none for {len(missing)} of "
-        f"them: {_some(missing)} ({nearest(missing[0], entries)}). Names are matched with folders by name, never by "
+        f"them: {some(missing)} ({nearest(missing[0], entries)}). Names are matched with folders by name, never by "
         f"position: give the folders' own names, or a file with a folder and its class name on each line "
         f'("{missing[0]} some name"). Pictures without labels belong into one folder without sub-folders.'
     )
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+def some(names: Sequence[str]) -> str:
+    """The first of some names, for a message."""
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

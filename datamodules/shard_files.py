@@ -19,8 +19,8 @@ from uuid import uuid4
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from .benchmark import some
 from .folder import EXTENSIONS, is_stray
+from .names import some
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence

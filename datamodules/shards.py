@@ -15,8 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from metatpt.images import Sample, empty_sample, to_sample
 
 from .base import BaseDataModule, Picture, PictureDataset, Split
-from .benchmark import some
-from .names import nearest, read_class_names
+from .names import nearest, read_class_names, some
 from .sampler import FILLER
 from .shard_files import Label, Shard, find_shards, is_url, package, read_index, read_samples
 

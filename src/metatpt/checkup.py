@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from metatpt.clip.tokens import tokenize_prompts
 from metatpt.datamodules.base import BaseDataModule, Picture, Pictures, Split, balanced_subset
-from metatpt.datamodules.benchmark import BenchmarkDataModule, some
+from metatpt.datamodules.benchmark import BenchmarkDataModule
+from metatpt.datamodules.names import some
 from metatpt.datamodules.shards import ShardPictures
 from metatpt.images import UnreadableImageError, decode
 

@@ -387,6 +387,25 @@ def test_given_views_cannot_move(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident memory from /proc")
+@pytest.mark.parametrize(("order", "graphs"), [("first", 1), ("second", 3)])
+def test_graphs_that_an_inner_loop_holds_are_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, order: str, graphs: int
+) -> None:
+    """Second order keeps those of all inner steps, and of the views that they led to, until the prompt's gradient."""
+    module = make(folder, order=order, inner_steps=2, outer_steps=1)
+    held = []
+    encode = module.clip.encode_image
+
+    def counted(views: Tensor, **options: Any) -> Tensor:
+        if views.requires_grad:
+            held.append(options["held"])
+        return encode(views, **options)
+
+    monkeypatch.setattr(module.clip, "encode_image", counted)
+    module.process(make_batch(2, 32))
+    assert set(held) == {2 * graphs}
+
+
 @pytest.mark.parametrize("order", ["first", "second"])
 def test_memory_does_not_grow(folder: Path, order: str) -> None:
     module = make(folder, order=order, n_views=4, outer_steps=1, class_names=NAMES[:2])

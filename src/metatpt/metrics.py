@@ -9,13 +9,18 @@ exactly 1.0 into a bin of its own, their default accuracy is a mean over classes
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 PREFIXES = ("", "zero_shot_", "averaged_")
 """What begins the columns and keys of the adapted, the zero-shot and the averaged prediction."""
+
+KINDS = {"zero_shot_": "zero-shot", "averaged_": "averaged", "": "adapted"}
+"""What they are called, in the order in which they are shown."""
 
 BINS = 15
 RESAMPLES = 10_000
@@ -45,6 +50,31 @@ def accuracy_top5(label_rank: Sequence[int]) -> float:
     0.75
     """
     return sum(rank <= TOP for rank in label_rank) / len(label_rank)
+
+
+def accuracy_interval(correct: Sequence[bool]) -> tuple[float, float]:
+    """95 % interval of an accuracy (Wilson, 1927, "Probable inference, the law of succession, ...").
+
+    It lies in [0, 1] and has a width where all samples are right, too, which resampling them would not give.
+
+    Args:
+        correct: ``[N]`` whether each prediction is its label.
+
+    Returns:
+        Lower and upper end, as fractions.
+
+    >>> low, high = accuracy_interval([True] * 81 + [False] * 182)
+    >>> round(low, 4), round(high, 4)
+    (0.2553, 0.3662)
+    >>> accuracy_interval([True] * 10)[1]
+    1.0
+    """
+    n, z = len(correct), statistics.NormalDist().inv_cdf(0.975)
+    share = sum(correct) / n
+    centre = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def nll(label_probability: Sequence[float]) -> float:
@@ -77,10 +107,33 @@ def ece(confidence: Sequence[float], correct: Sequence[bool], n_bins: int = BINS
     0.475
     """
     confidences = np.asarray(confidence, dtype=np.float64)
-    edges = np.linspace(0.0, 1.0, n_bins + 1)
-    bins = np.minimum(np.searchsorted(edges, confidences, side="right") - 1, n_bins - 1)
-    surplus = np.bincount(bins, weights=np.asarray(correct, dtype=np.float64) - confidences, minlength=n_bins)
+    surplus = np.bincount(_bins(confidences, n_bins), weights=np.asarray(correct, dtype=np.float64) - confidences)
     return float(np.abs(surplus).sum() / len(confidences))
+
+
+def reliability(
+    confidence: Sequence[float], correct: Sequence[bool], n_bins: int = BINS
+) -> list[tuple[int, float, float]]:
+    """The bins of :func:`ece` that hold a sample, lowest first: how many, their mean confidence, their accuracy.
+
+    Args:
+        confidence: ``[N]`` probabilities of the predictions.
+        correct: ``[N]`` whether each prediction is its label.
+        n_bins: Number of bins over [0, 1].
+
+    >>> reliability([0.75, 1.0, 0.25], [False, True, False], n_bins=2)
+    [(1, 0.25, 0.0), (2, 0.875, 0.5)]
+    """
+    confidences = np.asarray(confidence, dtype=np.float64)
+    bins = _bins(confidences, n_bins)
+    counts, sums, hits = (np.bincount(bins, weights) for weights in (None, confidences, np.asarray(correct, float)))
+    held = np.flatnonzero(counts)
+    return [(int(counts[bin]), float(sums[bin] / counts[bin]), float(hits[bin] / counts[bin])) for bin in held]
+
+
+def _bins(confidence: npt.NDArray[np.float64], n_bins: int) -> npt.NDArray[np.intp]:
+    edges = np.linspace(0.0, 1.0, n_bins + 1)
+    return np.minimum(np.searchsorted(edges, confidence, side="right") - 1, n_bins - 1)
 
 
 def gain_interval(before: Sequence[bool], after: Sequence[bool], seed: int = 0) -> tuple[float, float]:
@@ -107,6 +160,106 @@ def gain_interval(before: Sequence[bool], after: Sequence[bool], seed: int = 0) 
     lost, _, won = np.random.default_rng(seed).multinomial(n, shares, size=RESAMPLES).T
     low, high = np.quantile((won - lost) / n, [0.025, 0.975])
     return float(low), float(high)
+
+
+class Gain(NamedTuple):
+    """What predictions have over others of the same samples.
+
+    Attributes:
+        gain: Accuracy minus accuracy, as a fraction.
+        low: Lower end of its 95 % interval (:func:`gain_interval`).
+        high: Upper end.
+        n: How many samples.
+        won: How many of them are right now and were not.
+        lost: How many were right and are not.
+    """
+
+    gain: float
+    low: float
+    high: float
+    n: int
+    won: int
+    lost: int
+
+
+def gain(before: Sequence[bool], after: Sequence[bool]) -> Gain:
+    """What `after` has over `before`.
+
+    Args:
+        before: ``[N]`` whether each sample was right; N is at least 1.
+        after: ``[N]`` whether it is right now.
+
+    >>> gain([True, False, False, False], [False, True, True, False])._replace(low=0, high=0)
+    Gain(gain=0.25, low=0, high=0, n=4, won=2, lost=1)
+    """
+    won = sum(now > then for then, now in zip(before, after, strict=True))
+    lost = sum(now < then for then, now in zip(before, after, strict=True))
+    return Gain((won - lost) / len(before), *gain_interval(before, after), len(before), won, lost)
+
+
+def scored(rows: Iterable[Mapping[str, Any]], *prefixes: str) -> list[Mapping[str, Any]]:
+    """The rows that figures are over: with a label, an adapted prediction, and those of `prefixes`.
+
+    >>> rows = [{"label_index": label, "prediction_index": 1} for label in (0, None)]
+    >>> scored(rows, "")
+    [{'label_index': 0, 'prediction_index': 1}]
+    """
+    needed = ["label_index", "prediction_index", *(f"{prefix}prediction_index" for prefix in prefixes)]
+    return [row for row in rows if all(row[name] is not None for name in needed)]
+
+
+def right(rows: Iterable[Mapping[str, Any]], prefix: str = "") -> list[bool]:
+    """Whether each row's prediction is its label.
+
+    >>> right([{"label_index": 0, "zero_shot_prediction_index": 1}], "zero_shot_")
+    [False]
+    """
+    return [row[f"{prefix}prediction_index"] == row["label_index"] for row in rows]
+
+
+class ClassGain(NamedTuple):
+    """Accuracies of the pictures of one class, as fractions; `averaged` over those of them that have one, or None."""
+
+    label_index: int
+    label: str
+    n: int
+    zero_shot: float
+    averaged: float | None
+    adapted: float
+
+    @property
+    def gain(self) -> float:
+        """What adaptation brings the class."""
+        return self.adapted - self.zero_shot
+
+
+def gains_by_class(rows: Iterable[Mapping[str, Any]]) -> list[ClassGain]:
+    """Accuracies by class, the largest gain first, over the rows that have a label and both predictions.
+
+    Classes are told apart by their index: ImageNet has two pairs of equal names. Of equal gains the class of the lowest
+    index comes first.
+
+    >>> row = {"label_index": 3, "label": "crane", "zero_shot_prediction_index": 0, "averaged_prediction_index": None}
+    >>> gains_by_class([row | {"prediction_index": 3}, row | {"prediction_index": 0}])
+    [ClassGain(label_index=3, label='crane', n=2, zero_shot=0.0, averaged=None, adapted=0.5)]
+    """
+    classes: dict[int, list[Mapping[str, Any]]] = {}
+    for row in scored(rows, "zero_shot_"):
+        classes.setdefault(row["label_index"], []).append(row)
+    found = []
+    for index, of_class in classes.items():
+        averaged = scored(of_class, "averaged_")
+        found.append(
+            ClassGain(
+                index,
+                of_class[0]["label"],
+                n=len(of_class),
+                zero_shot=statistics.fmean(right(of_class, "zero_shot_")),
+                averaged=statistics.fmean(right(averaged, "averaged_")) if averaged else None,
+                adapted=statistics.fmean(right(of_class)),
+            )
+        )
+    return sorted(found, key=lambda each: (-each.gain, each.label_index))
 
 
 def summarize(rows: Iterable[Mapping[str, Any]], *, n_classes: int, n_total: int) -> dict[str, float | int]:
@@ -174,6 +327,5 @@ def summarize(rows: Iterable[Mapping[str, Any]], *, n_classes: int, n_total: int
         metrics[f"{prefix}nll"] = nll(label_probabilities)
         metrics[f"{prefix}ece"] = ece(probabilities, [a == b for a, b in zip(predictions, labels, strict=True)])
     if before:
-        metrics["gain"] = (sum(after) - sum(before)) / len(before)
-        metrics["gain_low"], metrics["gain_high"] = gain_interval(before, after)
+        metrics["gain"], metrics["gain_low"], metrics["gain_high"] = gain(before, after)[:3]
     return metrics

@@ -1,16 +1,20 @@
 import csv
+import errno
 import json
 import math
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from metatpt.results import COLUMNS, Record, check_unused, export, make_rows
+from metatpt.results import COLUMNS, Record, check_unused, export, make_rows, recover
 from metatpt.results.record import record_file
+from metatpt.results.runs import read_run
 from metatpt.types import Adaptation, Batch
 
 
@@ -34,7 +38,7 @@ def make_samples(indices, n_classes, labels, averaged=True, scale=3.0):
         adapted,
         log_probs[:, 1],
         log_probs[:, 2] if averaged else None,
-        diagnostics={"entropy": -(log_probs[:, 1].exp() * log_probs[:, 1]).sum(1)},
+        diagnostics={"spread": -(log_probs[:, 1].exp() * log_probs[:, 1]).sum(1)},
     )
     return make_rows(batch, adaptation, [f"class {c}" for c in range(n_classes)])
 
@@ -131,7 +135,7 @@ def test_shards_merge_into_what_one_process_writes(tmp_path, parts):
 def test_csv_holds_the_same_float64_and_text(tmp_path):
     write_run(tmp_path, [list(range(20))], 6)
     rows = read_csv(tmp_path)
-    assert list(rows[0]) == [*COLUMNS, "entropy"]
+    assert list(rows[0]) == [*COLUMNS, "spread"]
     expected = make_samples(list(range(20)), 6, [i % 6 for i in range(20)])
     for row, cells in zip(rows, expected, strict=True):
         for name, cell in cells.items():
@@ -151,22 +155,22 @@ def test_outcome_counts_and_lists_what_was_left_out(tmp_path):
 
 def test_diagnostics_of_only_some_rows_get_a_column(tmp_path):
     plain = make_samples([0], 6, [0])
-    plain[0].pop("entropy")
+    plain[0].pop("spread")
     record = Record(tmp_path)
     record.append(plain)
     record.append(make_samples([1], 6, [1]))
     record.close()
     export(tmp_path)
     first, second = read_csv(tmp_path)
-    assert first["entropy"] == ""
-    assert float(second["entropy"]) > 0
+    assert first["spread"] == ""
+    assert float(second["spread"]) > 0
 
 
 def test_speed_and_memory_are_those_of_the_slowest_and_largest_rank(tmp_path):
     for rank, (indices, seconds, memory) in enumerate([([0, 1, 10], 2.0, 300.0), ([2, 3], 4.0, 200.0)]):
         record = Record(tmp_path, rank)
         record.append(make_samples(indices, 6, [0] * len(indices)))
-        record.note(seconds=seconds, peak_memory_mb=memory, n_classes=6)
+        record.note(seconds=seconds, n_predicted=2, peak_memory_mb=memory, n_classes=6)
         record.close()
     metrics = export(tmp_path, 2).metrics
     assert metrics["images_per_second"] == pytest.approx(4 / 4.0)  # 10 was not predicted
@@ -215,7 +219,7 @@ def test_folder_that_holds_a_run_is_refused(tmp_path, name):
 
 def test_two_runs_do_not_write_one_record(tmp_path):
     first = Record(tmp_path)
-    with pytest.raises(OSError, match=r"Cannot write .*record-rank0\.sqlite: .*(locked|exists)"):
+    with pytest.raises(OSError, match=r"record-rank0\.sqlite is in use: a run"):
         Record(tmp_path)
     first.close()
 
@@ -244,3 +248,118 @@ def test_export_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
         export(tmp_path)
     assert (tmp_path / "metrics.json").read_bytes() == before
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_a_kill_leaves_can_be_added_to(tmp_path):
+    """Rows of two killed ranks are taken up, with their log; skipped ones are tried again."""
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_record import Record, make_samples
+records = [Record({str(tmp_path)!r}, rank) for rank in range(2)]
+for record, indices in zip(records, [[0, 2, 10], [1, 3]]):
+    record.note(n_total=100, n_classes=6, seconds=9.0, n_predicted=3)
+    record.append(make_samples(indices, 6, [i % 6 for i in indices]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("*-wal"))) == 2
+    expected = make_samples([0, 1, 2, 3], 6, [0, 1, 2, 3])
+    assert read_run(tmp_path).rows[:4] == [row | {"milliseconds": None} for row in expected]
+    assert not read_run(tmp_path).complete
+
+    progress = recover(tmp_path)
+    assert progress.done == {row["index"]: (row["path"], row["label_index"]) for row in expected}  # 10 was skipped
+    assert progress.n_labelled == 4
+    assert progress.n_right == sum(row["prediction_index"] == row["label_index"] for row in expected)
+    right = [row["zero_shot_prediction_index"] == row["label_index"] for row in expected]
+    assert progress.n_zero_shot_right == sum(right)
+    assert progress.stream is None
+    assert not list(tmp_path.glob("*-wal"))
+
+    record = Record(tmp_path, 0)
+    record.append(make_samples([4, 10], 6, [4, 4]))
+    record.note(seconds=2.0, n_predicted=1)
+    record.close()
+    outcome = export(tmp_path)
+    whole = write_run(tmp_path / "whole", [[0, 1, 2, 3, 4, 10]], 6)
+    assert (tmp_path / "predictions.csv").read_bytes() == (tmp_path / "whole" / "predictions.csv").read_bytes()
+    assert outcome.metrics.pop("images_per_second") == 0.5  # of the last session
+    assert outcome.metrics == whole.metrics
+    assert read_run(tmp_path).complete
+
+
+def test_a_stream_is_kept_with_its_rows(tmp_path):
+    record = Record(tmp_path)
+    for index in (9, 10):  # 10 is skipped, and stays so: pictures of a stream come in order
+        stream = {"last": torch.tensor([index]), "context": torch.full((1, 2, 3), index, dtype=torch.float64)}
+        record.append(make_samples([index], 6, [0]), stream)
+    record.close()
+    progress = recover(tmp_path)
+    assert list(progress.done) == [9, 10]
+    assert progress.stream.keys() == stream.keys()
+    for name, value in stream.items():
+        assert torch.equal(progress.stream[name], value)
+        assert progress.stream[name].dtype == value.dtype
+
+
+def test_a_run_that_still_writes_is_neither_resumed_nor_read(tmp_path):
+    record = Record(tmp_path)
+    for use in (recover, read_run):
+        with pytest.raises(OSError, match=r"record-rank0\.sqlite is in use: a run is still writing"):
+            use(tmp_path)
+    record.close()
+    assert recover(tmp_path).done == {}
+
+
+def test_a_full_disk_is_named_and_what_was_written_is_whole(tmp_path):
+    record = Record(tmp_path)
+    record.append(make_samples([0, 1], 6, [0, 1]))
+    pages = record._connection.execute("PRAGMA page_count").fetchone()[0]
+    record._connection.execute(f"PRAGMA max_page_count={pages}")  # SQLite's own word for a disk that is full
+
+    def fill():
+        for first in range(2, 200, 2):
+            record.append(make_samples([first, first + 1], 6, [0, 1]))
+
+    with pytest.raises(OSError, match=r"Cannot write .*record-rank0\.sqlite: .*full.*Rows written before are whole"):
+        fill()
+    record.close()
+    rows = read_run(tmp_path).rows
+    assert [row["index"] for row in rows] == list(range(len(rows)))  # whole batches, without a gap
+    assert len(rows) % 2 == 0
+
+
+def test_a_full_disk_at_the_end_leaves_the_record_to_write_from(tmp_path, monkeypatch):
+    write_run(tmp_path, [[0, 1]], 6)
+    (tmp_path / "predictions.csv").unlink()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"Cannot write .*predictions\.csv: No space left on device.*--resume"):
+        export(tmp_path)
+    assert not list(tmp_path.glob("predictions*"))
+    monkeypatch.undo()
+    assert export(tmp_path).metrics["n"] == 2
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    write_run(tmp_path, [list(range(40))], 6)
+    file = record_file(tmp_path, 0)
+    content = file.read_bytes()
+    file.write_bytes(content[:8192] + b"\xff" * (len(content) - 8192))
+    with pytest.raises(OSError, match=r"record-rank0\.sqlite is damaged"):
+        read_run(tmp_path)
+    file.write_bytes(b"no database at all" * 100)
+    with pytest.raises(OSError, match=r"record-rank0\.sqlite is damaged"):
+        recover(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_a_read_only_folder_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match=r"Cannot write .*record-rank0\.sqlite: unable to open"):
+        Record(tmp_path)

@@ -33,14 +33,14 @@ def one_row(log_probs, label=0, class_names=None, **fields):
 
 
 def test_columns_are_those_of_the_design():
-    row = one_row([-0.1, -2.0], diagnostics={"entropy": torch.tensor([0.25])})
+    row = one_row([-0.1, -2.0], diagnostics={"spread": torch.tensor([0.25])})
     kinds = ("prediction", "prediction_index", "probability", "label_probability", "label_rank")
     assert list(row) == [
         *("index", "path", "label", "label_index", "status"),
         *kinds,
         *(f"zero_shot_{kind}" for kind in kinds),
         *(f"averaged_{kind}" for kind in kinds),
-        *("reason", "entropy"),
+        *("reason", "entropy", "zero_shot_entropy", "averaged_entropy", "spread"),
     ]
     assert list(row)[:-1] == list(COLUMNS)
 
@@ -172,8 +172,8 @@ def test_half_precision_is_read_as_it_is():
 def test_diagnostics_are_short_and_empty_where_nan():
     values = torch.tensor([0.3, math.nan])
     log_probs = torch.tensor([[-0.1, -2.0]] * 2)
-    rows = make_rows(make_batch([0, 0]), Adaptation(log_probs, log_probs, diagnostics={"entropy": values}), names(2))
-    assert [row["entropy"] for row in rows] == [0.3, None]  # not 0.30000001192092896
+    rows = make_rows(make_batch([0, 0]), Adaptation(log_probs, log_probs, diagnostics={"spread": values}), names(2))
+    assert [row["spread"] for row in rows] == [0.3, None]  # not 0.30000001192092896
 
 
 def test_file_name_that_is_no_utf8_is_written():

@@ -2,7 +2,8 @@
 
 Each rank appends to an SQLite file of its own, `record-rank0.sqlite` and so on; a batch's rows are committed, and on
 the disk, before the next batch starts. At the end rank 0 reads all of them and writes the two files from the rows,
-each at once (a reader never sees half of one). The record holds all that `metrics.json` is made of.
+each at once (a reader never sees half of one). The record holds all that `metrics.json` is made of, and what a run
+that was stopped needs to go on.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ from __future__ import annotations
 import csv
 import heapq
 import json
-import os
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+import safetensors.torch
 
 from metatpt.metrics import summarize
+from metatpt.types import State
 
+from .files import replaced
 from .rows import COLUMNS, Cell, Row
 
 PREDICTIONS = "predictions.csv"
@@ -28,7 +33,16 @@ CONFIG = "config.yaml"
 LISTED = 10
 """How many skipped pictures a summary lists by name."""
 
-_TYPES = {"_index": "INTEGER", "_rank": "INTEGER", "probability": "REAL"}  # by the end of a column's name
+RECORDED = (*COLUMNS, "milliseconds")
+"""The columns of the record. `predictions.csv` has no times in it, so that two equal runs leave equal files."""
+
+_TYPES = {"_index": "INTEGER", "_rank": "INTEGER", "probability": "REAL", "entropy": "REAL", "milliseconds": "REAL"}
+"""By the end of a column's name."""
+
+_OF_ONE_SESSION = ("seconds", "n_predicted", "peak_memory_mb")
+"""Facts that are those of the session that ended a run, if it was resumed."""
+
+_RECORD = re.compile(r"record-rank(\d+)\.sqlite")
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,25 @@ class Outcome:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run had come when it was stopped.
+
+    Attributes:
+        done: Path and label (None where unknown) of every picture that has its row, by index.
+        n_labelled: How many of them have a label and a prediction.
+        n_right: How many of these are right.
+        n_zero_shot_right: How many of these were right without adaptation.
+        stream: What was carried over from the last picture to the next, where anything was.
+    """
+
+    done: dict[int, tuple[str, int | None]] = field(default_factory=dict)
+    n_labelled: int = 0
+    n_right: int = 0
+    n_zero_shot_right: int = 0
+    stream: State | None = None
+
+
 def check_unused(folder: str | Path, *, config: bool = True) -> None:
     """Refuses a folder that already holds a run.
 
@@ -64,11 +97,11 @@ def check_unused(folder: str | Path, *, config: bool = True) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"The run folder {folder} is a file: give another one with --run.")
     names = [PREDICTIONS, METRICS, *([CONFIG] if config else [])]
-    found = [name for name in names if (folder / name).exists()] + [file.name for file in _record_files(folder)]
+    found = [name for name in names if (folder / name).exists()] + [file.name for file in record_files(folder)]
     if found:
         raise FileExistsError(
-            f"The run folder {folder} already holds a run ({', '.join(found)}). Give another one with --run "
-            "(without it, a new one is made under runs/), or remove this one."
+            f"The run folder {folder} already holds a run ({', '.join(found)}). Go on with it with --resume {folder}, "
+            "give another one with --run (without it, a new one is made under runs/), or remove this one."
         )
 
 
@@ -76,7 +109,7 @@ class Record:
     """The rows of one rank, durable once :meth:`append` returns.
 
     Args:
-        folder: The run folder; it exists.
+        folder: The run folder; it exists. Where it holds the record of a run that is resumed, rows are added to it.
         rank: Number of the process.
 
     Raises:
@@ -90,21 +123,16 @@ class Record:
                 f"Process {rank} does not find the run folder {folder}, which process 0 has made: it must lie on a "
                 "disk that all nodes share (--run)."
             )
-        self._diagnostics: list[str] = []
         with _clear_errors(self.file):
-            self._connection = sqlite3.connect(self.file, timeout=1.0)
-            # A write-ahead log takes one flush per commit instead of several. Under the exclusive lock it needs no
-            # shared memory, so it works on network disks too, and a second run on the same file is refused.
-            self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            with self._connection:
-                columns = ", ".join(f'"{name}" {_sql_type(name)}' for name in COLUMNS)
-                self._connection.execute(f"CREATE TABLE rows ({columns}, diagnostics TEXT)")
-                self._connection.execute("CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT)")
+            self._connection = _connect(self.file)
+        self._diagnostics: list[str] = self._get("diagnostics") or []
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[Row], stream: State | None = None) -> None:
         """Writes and commits the rows of a batch.
+
+        Args:
+            rows: The rows.
+            stream: What is carried over to the next batch, if anything is: it is committed with them.
 
         Raises:
             ValueError: A sample's index has been written before.
@@ -112,14 +140,19 @@ class Record:
         """
         if not rows:
             return
-        names = [name for name in rows[0] if name not in COLUMNS]
+        names = [name for name in rows[0] if name not in RECORDED]
         new = [name for name in names if name not in self._diagnostics]
-        values = [(*(row[name] for name in COLUMNS), json.dumps({name: row[name] for name in names})) for row in rows]
-        places = ", ".join("?" * (len(COLUMNS) + 1))
+        values = [
+            (*(row.get(name) for name in RECORDED), json.dumps({name: row[name] for name in names})) for row in rows
+        ]
+        places = ", ".join("?" * (len(RECORDED) + 1))
         with _clear_errors(self.file), self._connection:
             if new:
                 self._diagnostics += new
                 self._set("diagnostics", self._diagnostics)
+            if stream is not None:
+                held = safetensors.torch.save({name: value.cpu().contiguous() for name, value in stream.items()})
+                self._connection.execute("INSERT OR REPLACE INTO stream VALUES (0, ?)", (held,))
             try:
                 self._connection.executemany(f"INSERT INTO rows VALUES ({places})", values)
             except sqlite3.IntegrityError as error:
@@ -140,6 +173,10 @@ class Record:
         with closing(self._connection), suppress(sqlite3.Error):
             self._connection.execute("PRAGMA journal_mode=DELETE")
 
+    def _get(self, name: str) -> Any:
+        found = self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if found is None else json.loads(found[0])
+
     def _set(self, name: str, value: Any) -> None:
         self._connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
@@ -149,11 +186,49 @@ def record_file(folder: str | Path, rank: int) -> Path:
     return Path(folder) / f"record-rank{rank}.sqlite"
 
 
+def recover(folder: str | Path) -> Progress:
+    """Gets the records of a run that was stopped ready to be added to.
+
+    Pictures that were skipped count as not done, so that they are tried again (the disk that failed may be there
+    again); not in a stream, whose pictures come in order.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        OSError: A record cannot be written, or the run is still going on.
+        ValueError: Two different pictures have the same index.
+    """
+    done: dict[int, tuple[str, int | None]] = {}
+    n_labelled = n_right = n_zero_shot_right = 0
+    stream: State | None = None
+    for file in record_files(folder):
+        with _clear_errors(file), closing(_connect(file)) as connection:
+            connection.execute("PRAGMA journal_mode=DELETE")  # folds in the log that a killed process has left
+            held = connection.execute("SELECT value FROM stream").fetchone()
+            stream = stream if held is None else safetensors.torch.load(held[0])
+            with connection:
+                if held is None:
+                    connection.execute("DELETE FROM rows WHERE status = 'skipped'")
+                connection.executemany("DELETE FROM facts WHERE name = ?", [(name,) for name in _OF_ONE_SESSION])
+            names = "path, label_index, prediction_index, zero_shot_prediction_index"
+            for index, path, label, adapted, zero_shot in connection.execute(f'SELECT "index", {names} FROM rows'):
+                if index in done:
+                    _check_same(index, done[index][0], path)
+                    continue
+                done[index] = path, label
+                if label is not None and adapted is not None:
+                    n_labelled += 1
+                    n_right += adapted == label
+                    n_zero_shot_right += zero_shot == label
+    return Progress(done, n_labelled, n_right, n_zero_shot_right, stream)
+
+
 def export(folder: str | Path, world_size: int = 1) -> Outcome:
     """Writes `predictions.csv`, by index, and `metrics.json` from the records of all ranks.
 
     A sample that two ranks have (Lightning's own sampler repeats some, so that all ranks have equally many) counts
-    once.
+    once. Records of earlier sessions count, if the run was resumed.
 
     Args:
         folder: The run folder; all records in it are closed.
@@ -165,55 +240,92 @@ def export(folder: str | Path, world_size: int = 1) -> Outcome:
         OSError: A file cannot be written.
     """
     folder = Path(folder)
-    files = [record_file(folder, rank) for rank in range(world_size)]
-    missing = [file.name for file in files if not file.exists()]
+    missing = [file.name for file in (record_file(folder, rank) for rank in range(world_size)) if not file.exists()]
     if missing:
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(missing)}, which other processes wrote: the run folder must lie on a disk that "
             "all nodes share (--run)."
         )
-    facts = [_facts(file) for file in files]
+    files = record_files(folder)
+    facts = [read_facts(file) for file in files]
     diagnostics = list(dict.fromkeys(name for of_rank in facts for name in of_rank.get("diagnostics", [])))
-    n = n_kept = 0
+    n_kept = 0
     named: dict[str, list[tuple[str, str]]] = {"kept_zero_shot": [], "skipped": []}
-    with _replaced(folder / PREDICTIONS) as stream:
-        writer = csv.DictWriter(stream, [*COLUMNS, *diagnostics], lineterminator="\n")
+    with replaced(folder / PREDICTIONS) as stream:
+        writer = csv.DictWriter(stream, [*COLUMNS, *diagnostics], lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        for row in _merged(files):
+        for row in read_rows(files):
             writer.writerow(row)  # floats by repr: as many digits as give the same float64
-            n += 1
             n_kept += row["status"] == "kept_zero_shot"
             if row["status"] != "ok" and len(named[str(row["status"])]) < LISTED:
                 named[str(row["status"])].append((str(row["path"]), str(row["reason"] or "")))
-    n_total = next((of_rank["n_total"] for of_rank in facts if of_rank.get("n_total") is not None), n)
-    n_classes = next((of_rank["n_classes"] for of_rank in facts if "n_classes" in of_rank), 0)
-    metrics = summarize(_merged(files), n_classes=n_classes, n_total=n_total)
-    seconds = max((of_rank["seconds"] for of_rank in facts if of_rank.get("seconds")), default=0.0)
-    if seconds > 0 and n > metrics["n_skipped"]:
-        metrics["images_per_second"] = (n - metrics["n_skipped"]) / seconds
-    memory = [of_rank["peak_memory_mb"] for of_rank in facts if of_rank.get("peak_memory_mb") is not None]
-    if memory:
-        metrics["peak_memory_mb"] = max(memory)
-    with _replaced(folder / METRICS) as stream:
+    metrics = figures(read_rows(files), facts)
+    with replaced(folder / METRICS) as stream:
         json.dump(metrics, stream, indent=2, allow_nan=False)
         stream.write("\n")
     return Outcome(metrics, n_kept, kept=named["kept_zero_shot"], skipped=named["skipped"])
 
 
-def _merged(files: Iterable[Path]) -> Iterator[Row]:
-    """The rows of all ranks by index, read as they are needed, each sample once."""
+def figures(rows: Iterable[Row], facts: Sequence[dict[str, Any]]) -> dict[str, float | int]:
+    """The content of `metrics.json`.
+
+    Args:
+        rows: The rows of all ranks, read once.
+        facts: What each rank has noted. Speed and memory are those of the session that ended the run.
+    """
+
+    def noted(name: str) -> list[Any]:
+        return [of_rank[name] for of_rank in facts if of_rank.get(name) is not None]
+
+    n_total, n_classes, seconds, memory = map(noted, ("n_total", "n_classes", "seconds", "peak_memory_mb"))
+    metrics = summarize(rows, n_classes=max(n_classes, default=0), n_total=0)
+    metrics["n_total"] = max(n_total, default=metrics["n"])
+    if sum(noted("n_predicted")) > 0 and max(seconds, default=0.0) > 0:
+        metrics["images_per_second"] = sum(noted("n_predicted")) / max(seconds)
+    if memory:
+        metrics["peak_memory_mb"] = max(memory)
+    return metrics
+
+
+def read_rows(files: Iterable[Path]) -> Iterator[Row]:
+    """The rows of some records by index, read as they are needed, each sample once.
+
+    Raises:
+        ValueError: Two different pictures have the same index.
+        OSError: A record cannot be read.
+    """
     with ExitStack() as stack:
         last: Row = {"index": None, "path": None}
         for row in heapq.merge(*(_rows(file, stack) for file in files), key=_index):
             if row["index"] == last["index"]:
-                if row["path"] != last["path"]:
-                    raise ValueError(
-                        f"Two pictures have index {row['index']}: {last['path']} and {row['path']}. Batch.index is a "
-                        "sample's number in its whole split."
-                    )
+                _check_same(_index(row), last["path"], row["path"])
                 continue
             last = row
             yield row
+
+
+def read_facts(file: Path) -> dict[str, Any]:
+    """What a rank has noted in its record.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with _clear_errors(file), closing(_open(file)) as connection:
+        return {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM facts")}
+
+
+def record_files(folder: str | Path) -> list[Path]:
+    """The records in a run folder, by rank; of earlier sessions with more processes too."""
+    files = Path(folder).glob("record-rank*.sqlite")
+    found = {int(match[1]): file for file in files if (match := _RECORD.fullmatch(file.name))}
+    return [found[rank] for rank in sorted(found)]
+
+
+def _check_same(index: int, path: object, other: object) -> None:
+    if path != other:
+        raise ValueError(
+            f"Two pictures have index {index}: {path} and {other}. Batch.index is a sample's number in its whole split."
+        )
 
 
 def _index(row: Row) -> int:
@@ -223,24 +335,33 @@ def _index(row: Row) -> int:
 
 
 def _rows(file: Path, stack: ExitStack) -> Iterator[Row]:
-    connection = stack.enter_context(closing(_open(file)))
-    names = ", ".join(f'"{name}"' for name in COLUMNS)
-    for *cells, diagnostics in connection.execute(f'SELECT {names}, diagnostics FROM rows ORDER BY "index"'):
-        row: dict[str, Cell] = dict(zip(COLUMNS, cells, strict=True))
-        yield row | json.loads(diagnostics)
+    with _clear_errors(file):
+        connection = stack.enter_context(closing(_open(file)))
+        names = ", ".join(f'"{name}"' for name in RECORDED)
+        for *cells, diagnostics in connection.execute(f'SELECT {names}, diagnostics FROM rows ORDER BY "index"'):
+            row: dict[str, Cell] = dict(zip(RECORDED, cells, strict=True))
+            yield row | json.loads(diagnostics)
 
 
-def _facts(file: Path) -> dict[str, Any]:
-    with closing(_open(file)) as connection:
-        return {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM facts")}
+def _connect(file: Path) -> sqlite3.Connection:
+    """A connection that writes, to a file that is made where it is not there."""
+    connection = sqlite3.connect(file, timeout=1.0, isolation_level="IMMEDIATE")
+    # A write-ahead log takes one flush per commit instead of several. Under the exclusive lock it needs no shared
+    # memory, so it works on network disks too, and a second run on the same file is refused.
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    columns = ", ".join(f'"{name}" {_sql_type(name)}' for name in RECORDED)
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS rows ({columns}, diagnostics TEXT)")
+        connection.execute("CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT)")
+        connection.execute("CREATE TABLE IF NOT EXISTS stream (id INTEGER PRIMARY KEY, value BLOB)")
+    return connection
 
 
 def _open(file: Path) -> sqlite3.Connection:
-    return sqlite3.connect(file.resolve().as_uri() + "?mode=ro", uri=True)
-
-
-def _record_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("record-rank*.sqlite"))
+    return sqlite3.connect(file.resolve().as_uri() + "?mode=ro", uri=True, timeout=1.0)
 
 
 def _sql_type(column: str) -> str:
@@ -250,26 +371,17 @@ def _sql_type(column: str) -> str:
 
 
 @contextmanager
-def _replaced(file: Path) -> Iterator[TextIO]:
-    """A stream whose content becomes `file` when all of it is on the disk, and not before."""
-    partial = file.with_name(file.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
 def _clear_errors(file: Path) -> Iterator[None]:
     """SQLite's errors of one line without a file name, as an error that names it and says what to do."""
     try:
         yield
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.IntegrityError):
+            raise
+        if "locked" in str(error):
+            raise OSError(f"{file} is in use: a run is still writing there (database is locked).") from error
+        if "malformed" in str(error) or "not a database" in str(error):
+            raise OSError(f"{file} is damaged ({error}): it is no record that was written here whole.") from error
         raise OSError(
-            f"Cannot write {file}: {error}. Is the disk full, the folder read-only, or another run writing there? "
-            "Rows written before are whole."
+            f"Cannot write {file}: {error}. Is the disk full, or the folder read-only? Rows written before are whole."
         ) from error

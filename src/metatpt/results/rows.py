@@ -25,6 +25,7 @@ COLUMNS: tuple[str, ...] = (
     "status",
     *(prefix + name for prefix in PREFIXES for name in _PREDICTION),
     "reason",
+    *(prefix + "entropy" for prefix in PREFIXES),
 )
 """The columns of every run, in order; a method's diagnostics follow them under their own names."""
 
@@ -37,8 +38,9 @@ def make_rows(batch: Batch, adaptation: Adaptation, class_names: Sequence[str]) 
 
     Probabilities are computed from the log-probabilities in float64 and lie in [2.2e-308, 1]. The prediction is the
     most probable class, of equal ones that of the lowest index; `label_rank` is 1 for the most probable class and
-    counts equal ones in the same order. A sample whose adapted log-probabilities are not finite keeps its zero-shot
-    prediction; where that is not finite either, it has none and is skipped.
+    counts equal ones in the same order. Entropies are those of the C probabilities, in nats. A sample whose adapted
+    log-probabilities are not finite keeps its zero-shot prediction; where that is not finite either, it has none and
+    is skipped.
 
     Args:
         batch: B pictures.
@@ -69,15 +71,16 @@ def make_rows(batch: Batch, adaptation: Adaptation, class_names: Sequence[str]) 
             of_sample[""] = of_sample["zero_shot_"]
         row: Row = {
             "index": index,
-            "path": _text(batch.path[i]),
-            "label": None if label is None else _text(class_names[label]),
+            "path": as_written(batch.path[i]),
+            "label": None if label is None else as_written(class_names[label]),
             "label_index": label,
             "status": status,
         }
         for prefix in PREFIXES:
             cells = _prediction(of_sample[prefix], label, class_names)
             row.update({prefix + name: cell for name, cell in zip(_PREDICTION, cells, strict=True)})
-        row["reason"] = _text(reason) or None
+        row["reason"] = as_written(reason) or None
+        row.update({prefix + "entropy": _entropy(of_sample[prefix]) for prefix in PREFIXES})
         row.update({name: _figure(values[i]) for name, values in diagnostics.items()})
         rows.append(row)
     return rows
@@ -112,12 +115,19 @@ def _prediction(
     if log_probs is None or not _is_prediction(log_probs):
         return None, None, None, None, None
     best = int(log_probs.argmax())  # numpy promises the first of equal ones, on every machine
-    cells = _text(class_names[best]), best, _probability(log_probs[best])
+    cells = as_written(class_names[best]), best, _probability(log_probs[best])
     if label is None:
         return *cells, None, None
     own = log_probs[label]
     rank = 1 + int((log_probs > own).sum()) + int((log_probs[:label] == own).sum())
     return *cells, _probability(own), rank
+
+
+def _entropy(log_probs: npt.NDArray[np.float64] | None) -> float | None:
+    if log_probs is None or not _is_prediction(log_probs):
+        return None
+    possible = log_probs[log_probs > -np.inf]  # 0 log 0 is 0
+    return max(0.0, -float((np.exp(possible) * possible).sum()))
 
 
 def _probability(log_prob: float) -> float:
@@ -135,7 +145,7 @@ def _figure(value: np.float32) -> float | None:
     return None if np.isnan(value) else float(str(value))
 
 
-def _text(value: str) -> str:
+def as_written(value: str) -> str:
     r"""`value` as it can be written: bytes of a file name that are not UTF-8 become ``\udcXX``."""
     return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
 

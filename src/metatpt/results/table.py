@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .record import PREDICTIONS, Outcome
+from metatpt.metrics import KINDS
 
-_KINDS = {"zero_shot_": "zero-shot", "averaged_": "averaged", "": "adapted"}
+from .record import PREDICTIONS, Outcome
 
 
 def results_table(outcome: Outcome, title: str = "", folder: str | Path | None = None) -> RenderableType:
@@ -27,11 +27,11 @@ def results_table(outcome: Outcome, title: str = "", folder: str | Path | None =
         folder: The run folder, named below it.
     """
     metrics = outcome.metrics
-    kinds = [prefix for prefix in _KINDS if f"{prefix}accuracy" in metrics] or [""]
+    kinds = [prefix for prefix in KINDS if f"{prefix}accuracy" in metrics] or [""]
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for prefix in kinds:
-        table.add_column(_KINDS[prefix] if "accuracy" in metrics else "", justify="right")
+        table.add_column(KINDS[prefix] if "accuracy" in metrics else "", justify="right")
 
     def compare(name: str, key: str, form: str, factor: float = 1.0) -> None:
         if key in metrics:
@@ -83,6 +83,20 @@ def results_summary(outcome: Outcome, folder: str | Path) -> RenderableType:
     if "images_per_second" in metrics:
         parts.append(f"{metrics['images_per_second']:.3g} images per second")
     return Group(_whole(", ".join(parts)), *_left_out(outcome, folder))
+
+
+def failures(outcome: Outcome) -> str:
+    """The pictures without an adapted prediction, the first of each kind by name; empty where there are none.
+
+    Args:
+        outcome: What the run came to.
+    """
+    n = int(outcome.metrics["n_skipped"]) + outcome.n_kept_zero_shot
+    if not n:
+        return ""
+    first = [f"  {_line(path)}: {_line(reason)}" for path, reason in [*outcome.skipped, *outcome.kept]]
+    more = [f"  ... and {n - len(first)} more, with their reasons, in {PREDICTIONS}"] if n > len(first) else []
+    return "\n".join([f"{_count(n, 'picture')} without adapted prediction:", *first, *more])
 
 
 def _left_out(outcome: Outcome, folder: str | Path | None) -> list[RenderableType]:

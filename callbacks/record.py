@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import platform
+import logging
 import sys
 import time
-from collections.abc import Callable
-from importlib.metadata import version
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
-from metatpt.results import Outcome, Record, check_unused, export, make_rows, results_summary, results_table
-from metatpt.types import Adaptation, Batch
+from metatpt.modules import AdaptationModule
+from metatpt.results import (
+    Outcome,
+    Progress,
+    Record,
+    check_unused,
+    export,
+    make_rows,
+    recover,
+    results_summary,
+    results_table,
+)
+from metatpt.results.setup import check_same_setup, hardware, read_setup, revisions, versions, write_setup
 
-_STAGES = (TrainerFn.VALIDATING, TrainerFn.TESTING, TrainerFn.PREDICTING)
-_MB = 2**20
+from .memory import peak_memory_mb, reset_peak_memory
+from .steps import STAGES, on_rank_zero, read_step
 
-T = TypeVar("T")
+_LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
+
+_log = logging.getLogger(__name__)
 
 
 class RunRecord(Callback):
@@ -31,15 +41,21 @@ class RunRecord(Callback):
 
     While it runs, every rank appends its rows to a record of its own, durably, batch by batch; at the end rank 0
     writes `predictions.csv` and `metrics.json` from all of them. `setup.json` says what the run's options stand for:
-    the weights' preprocessing, the class names, versions. It says nothing in `fit`.
+    the weights' preprocessing and hash, the class names, versions, git revisions, the hardware. It says nothing in
+    `fit`.
 
     It expects a :class:`~metatpt.types.Batch`, and an :class:`~metatpt.types.Adaptation` as output: bare from
     `predict_step`, as ``{"adaptation": ...}`` from the other steps. Names of classes and the size of the split come
     from the datamodule (`class_names`, `n_total`); without one, names come from the module, and the split is what was
     seen.
 
+    With `resume`, a run that was stopped goes on: what its record holds is left out of the datamodule's split, and
+    what a stream carries over (``policy: online``) is taken up again. Any number of processes may go on.
+
     `images_per_second`: pictures with a prediction, of all ranks, by the wall-clock seconds of the slowest rank, from
-    the start of the loop to the end of the last batch: reading, warm-up and this record included.
+    the start of the loop to the end of the last batch: reading, warm-up and this record included; of a resumed run
+    those of its last session. A row's `milliseconds` (in the record only) are those of its batch, from its being on
+    the device to its predictions being read, by the pictures in it.
 
     `peak_memory_mb`, in units of 2**20 bytes, of the rank with the most: on a GPU what tensors took at most during the
     run, else the largest resident set of the process so far, workers not included; left out where the system does not
@@ -47,68 +63,125 @@ class RunRecord(Callback):
 
     Args:
         folder: The run folder. It is made; one that holds a run is refused when a run starts.
+        resume: Go on with the run that it holds.
 
     Attributes:
         folder: The run folder, that of rank 0 on every rank.
-        metrics: The content of `metrics.json`, on every rank, once a run has ended.
+        outcome: What the run came to, on every rank, once it has ended.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, resume: bool = False) -> None:
         self.folder = Path(folder)
-        self.metrics: dict[str, float | int] = {}
+        self.resume = resume
+        self.outcome: Outcome | None = None
         self._record: Record | None = None
-        self._outcome: Outcome | None = None
+        self._progress = Progress()
         self._class_names: list[str] | None = None
-        self._start = self._seconds = 0.0
+        self._start = self._batch_start = self._seconds = 0.0
+        self._n_predicted = 0
+        self._is_shown = True
+
+    @property
+    def metrics(self) -> dict[str, float | int]:
+        """The content of `metrics.json`, on every rank, once a run has ended."""
+        return {} if self.outcome is None else dict(self.outcome.metrics)
+
+    @property
+    def n_done(self) -> int:
+        """How many pictures earlier sessions of a resumed run have done."""
+        return len(self._progress.done)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes the folder and opens the record."""
-        if trainer.state.fn not in _STAGES:
+        if trainer.state.fn not in STAGES:
             return
 
-        def make_folder() -> Path:
+        def open_folder() -> tuple[Path, Progress]:
+            if self.resume:
+                return self.folder, recover(self.folder)
             check_unused(self.folder, config=False)
             self.folder.mkdir(parents=True, exist_ok=True)
-            return self.folder
+            return self.folder, Progress()
 
-        self._outcome = None
-        self.metrics = {}
-        self.folder = _on_rank_zero(trainer, make_folder)
+        self.outcome = None
+        self.folder, self._progress = on_rank_zero(trainer, open_folder)
+        if self.resume:
+            self._leave_out_what_is_done(trainer)
         self._record = Record(self.folder, trainer.global_rank)
 
+    def _leave_out_what_is_done(self, trainer: Trainer) -> None:
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if not hasattr(datamodule, "leave_out"):
+            raise TypeError(
+                f"{type(datamodule).__name__} cannot leave pictures out, so this run cannot be resumed: use a "
+                "datamodule on metatpt.datamodules.BaseDataModule."
+            )
+        name = _LIMITS[_stage(trainer)]
+        if getattr(trainer, name) != 1.0:
+            raise ValueError(
+                f"A run with --trainer.{name} {getattr(trainer, name)} cannot be resumed, since that counts batches: "
+                "start a new run, limited by --data.max_samples."
+            )
+        datamodule.leave_out(self._progress.done)
+        if trainer.is_global_zero:
+            _log.info("going on with %s: %d pictures are done", self.folder, self.n_done)
+
     def _on_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn not in _STAGES:
+        if trainer.state.fn not in STAGES:
             return
         datamodule: Any = getattr(trainer, "datamodule", None)
         names = getattr(datamodule, "class_names", None) or getattr(pl_module, "class_names", None)
         self._class_names = list(names) if names else None
         assert self._record is not None
         n_total = getattr(datamodule, "n_total", None)
-        self._record.note(n_total=None if n_total is None else int(n_total))
-        _on_rank_zero(trainer, lambda: self._write_setup(trainer, pl_module))
-        if pl_module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
+        self._record.note(n_total=None if n_total is None else int(n_total), **self._classes())
+        on_rank_zero(trainer, lambda: self._write_setup(trainer, pl_module))
+        if isinstance(pl_module, AdaptationModule):
+            done = self._progress
+            if done.stream is not None:
+                pl_module.resume_stream(done.stream)
+            if trainer.is_global_zero:
+                pl_module.count_earlier(done.n_labelled, done.n_right, done.n_zero_shot_right)
+        reset_peak_memory(pl_module.device)
         self._start = time.perf_counter()
         self._seconds = 0.0
+        self._n_predicted = 0
+
+    def _classes(self) -> dict[str, Any]:
+        names = self._class_names
+        return {} if names is None else {"class_names": names, "n_classes": len(names)}
 
     def _write_setup(self, trainer: Trainer, pl_module: LightningModule) -> Path:
         """`setup.json`: what the options stand for, as far as it can move a number."""
         clip: Any = getattr(pl_module, "clip", None)
         preprocessing = getattr(pl_module, "preprocessing", None)
-        packages = ("metatpt", "torch", "torchvision", "lightning", "open_clip_torch", "higher", "pillow")
-        content = {
+        datamodule = getattr(trainer, "datamodule", None)
+        fixed: dict[str, Any] = {
+            "stage": _stage(trainer),
             "method": type(pl_module).__name__,
-            "data": type(getattr(trainer, "datamodule", None)).__name__,
-            "split": getattr(getattr(trainer, "datamodule", None), "source", None),
-            "clip": None if clip is None else {"name": clip.name, "pretrained": clip.pretrained},
+            "data": type(datamodule).__name__,
+            "split": getattr(datamodule, "source", None),
+            "n_total": getattr(datamodule, "n_total", None),
+            "clip": None,
             "preprocessing": None if preprocessing is None else dataclasses.asdict(preprocessing),
             "template": getattr(pl_module, "hparams", {}).get("template"),
             "class_names": self._class_names,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         }
-        file = self.folder / "setup.json"
-        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        return file
+        if clip is not None:
+            fixed["clip"] = {"name": clip.name, "pretrained": clip.pretrained, "sha256": clip.fingerprint()}
+        before = read_setup(self.folder) if self.resume else {}
+        check_same_setup(before, fixed)
+        session = {
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "devices": trainer.world_size,
+            "hardware": hardware(pl_module.device),
+            "versions": versions(),
+            "revision": revisions(),
+        }
+        return write_setup(self.folder, {**fixed, "sessions": [*before.get("sessions", []), session]})
+
+    def _on_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self._batch_start = time.perf_counter()
 
     def _on_batch_end(
         self,
@@ -119,62 +192,67 @@ class RunRecord(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.state.fn not in _STAGES:
+        if trainer.state.fn not in STAGES:
             return
         if dataloader_idx > 0:
             raise ValueError("RunRecord records one split per run, but there are several dataloaders: run one by one.")
-        adaptation = outputs.get("adaptation") if isinstance(outputs, dict) else outputs
-        if not isinstance(adaptation, Adaptation):
-            raise TypeError(
-                f"RunRecord expected an Adaptation from predict_step, or {{'adaptation': Adaptation}} from "
-                f"validation_step and test_step, of {type(pl_module).__name__}, got {type(outputs).__name__}."
-            )
-        if not isinstance(batch, Batch):
-            raise TypeError(
-                f"RunRecord expected the dataloader to yield metatpt.types.Batch, got {type(batch).__name__}."
-            )
+        batch, adaptation = read_step(self, pl_module, outputs, batch)
         assert self._record is not None
         if self._class_names is None:
             self._class_names = [str(i) for i in range(adaptation.log_probs.shape[1])]
-        self._record.append(make_rows(batch, adaptation, self._class_names))
+        rows = make_rows(batch, adaptation, self._class_names)
+        predicted = [row for row in rows if row["status"] != "skipped"]
+        now = time.perf_counter()  # rows are made of predictions, which have been read from the device
+        for row in predicted:
+            row["milliseconds"] = 1000 * (now - self._batch_start) / len(predicted)
+        self._record.append(rows, pl_module.stream() if isinstance(pl_module, AdaptationModule) else None)
+        self._n_predicted += len(predicted)
         self._seconds = time.perf_counter() - self._start
 
     def _on_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn not in _STAGES:
+        if trainer.state.fn not in STAGES:
             return
         assert self._record is not None
-        names = self._class_names
-        facts = {} if names is None else {"class_names": names, "n_classes": len(names)}
-        self._record.note(seconds=self._seconds, peak_memory_mb=_peak_memory_mb(pl_module.device), **facts)
+        memory = peak_memory_mb(pl_module.device)
+        self._record.note(
+            seconds=self._seconds, n_predicted=self._n_predicted, peak_memory_mb=memory, **self._classes()
+        )
         self._close()
         trainer.strategy.barrier("metatpt: all records are written")
-        self._outcome = _on_rank_zero(trainer, lambda: export(self.folder, trainer.world_size))
-        self.metrics = dict(self._outcome.metrics)
+        self.outcome = on_rank_zero(trainer, lambda: export(self.folder, trainer.world_size))
+        self._is_shown = False
 
     on_validation_start = on_test_start = on_predict_start = _on_start
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _on_batch_start
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _on_batch_end
     on_validation_end = on_test_end = on_predict_end = _on_end
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prints what the run came to: here, where progress bars are closed and Lightning has had its say."""
         self._close()
-        if self._outcome is None or not trainer.is_global_zero:
+        if self.outcome is None or self._is_shown or not trainer.is_global_zero:
             return
+        self._is_shown = True
         if trainer.state.fn == TrainerFn.PREDICTING:
-            shown = results_summary(self._outcome, self.folder)
+            shown = results_summary(self.outcome, self.folder)
         else:
             datamodule = getattr(trainer, "datamodule", None)
             title = f"{TrainerFn(stage).value}: {type(pl_module).__name__}"
             title += f" on {type(datamodule).__name__}" if datamodule is not None else ""
             source = getattr(datamodule, "source", None)
             title += f", {source}" if source else ""
-            shown = results_table(self._outcome, title, self.folder)
-        self._outcome = None
+            shown = results_table(self.outcome, title, self.folder)
         Console(file=sys.stdout, highlight=False).print(shown, crop=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Closes the record; the rows in it stay."""
+        """Closes the record; the rows in it stay, and the log says how to go on."""
+        if self._record is None:
+            return
         self._close()
+        if trainer.is_global_zero:
+            _log.info(
+                "What is done lies in %s. To go on: metatpt %s --resume %s", self.folder, _stage(trainer), self.folder
+            )
 
     def _close(self) -> None:
         if self._record is not None:
@@ -182,27 +260,5 @@ class RunRecord(Callback):
             self._record = None
 
 
-def _on_rank_zero(trainer: Trainer, function: Callable[[], T]) -> T:
-    """What `function` gives on rank 0, on all ranks; its error too, so that none waits for a rank that has failed."""
-    result: T | Exception | None = None
-    if trainer.is_global_zero:
-        try:
-            result = function()
-        except Exception as error:
-            result = error
-    result = trainer.strategy.broadcast(result)
-    if isinstance(result, Exception):
-        raise result
-    assert result is not None
-    return result
-
-
-def _peak_memory_mb(device: torch.device) -> float | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / _MB
-    if sys.platform == "win32":  # has no getrusage
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / _MB if sys.platform == "darwin" else peak * 1024 / _MB  # macOS counts bytes, Linux 1024 of them
+def _stage(trainer: Trainer) -> str:
+    return TrainerFn(trainer.state.fn).value

@@ -278,3 +278,117 @@ def test_graphs_that_do_not_fit_together_are_computed_again(tiny_clip_folder: Pa
     assert run(8 * tight, 8)[0] == 8 * alone
     assert torch.equal(run(8 * tight, 8)[1], eight)
     torch.testing.assert_close(eight[:1], one, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_out_of_memory_halves_the_chunks_and_goes_on(
+    tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    module = MetaTPTModule(clip=str(tiny_clip_folder), class_names=NAMES, n_views=6, memory=64)
+    batch = make_batch(3, 32)
+    batch.error[1] = "it is cut off"
+    expected = module.process(batch)
+    adapt, failures = module.adapt, [error]
+    seen: list[bool] = []
+
+    def sometimes(batch: Batch) -> Adaptation:
+        if failures:
+            raise failures.pop()
+        seen.append(module.prompt._kept is None)
+        return adapt(batch)
+
+    monkeypatch.setattr(module, "adapt", sometimes)
+    result = module.process(batch)
+    assert result.status == ["ok", "skipped", "ok"]
+    torch.testing.assert_close(result.log_probs[[0, 2]], expected.log_probs[[0, 2]])
+    assert module.clip.budget.total(batch.image.device) == 32 * 2**20
+    assert seen == [True]  # what was kept has been let go
+    assert "half as much, 32 MB" in caplog.text
+
+    failures[:] = [error, error]
+    result = module.process(batch)
+    assert result.status == ["skipped"] * 3
+    assert result.reason[0].startswith("out of memory, twice: ")
+    assert result.reason[1] == "it is cut off"
+    assert result.log_probs.isnan().all()
+    assert module.process(batch).status == ["ok", "skipped", "ok"]  # the run goes on
+
+
+def test_an_error_that_is_not_of_memory_is_not_caught(tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ZeroShotModule(clip=str(tiny_clip_folder), class_names=NAMES)
+
+    def fail(batch: Batch) -> Adaptation:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(module, "adapt", fail)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        module.process(make_batch(1, 32))
+
+
+@pytest.mark.parametrize(
+    "options", [{"augmentation": "online"}, {"policy": True}, {"augmentation": "online", "policy": True}]
+)
+def test_a_stream_goes_on_where_it_was_stopped(tiny_clip_folder: Path, options: dict[str, Any]) -> None:
+    online = options.pop("policy", False)
+
+    def start() -> MetaTPTModule:
+        module = MetaTPTModule(
+            clip=str(tiny_clip_folder),
+            class_names=NAMES,
+            n_views=6,
+            outer_lr_relative=2.0,
+            predict="original",
+            **options,
+        )
+        module.start_run(online)
+        return module
+
+    def take(module: MetaTPTModule, indices: range) -> list[Tensor]:
+        found = []
+        for index in indices:
+            module.start_batch(carry=online)
+            found.append(module.process(make_batch(6, 32).select([index])).log_probs)
+        return found
+
+    whole = start()
+    expected = take(whole, range(6))
+    first, second = start(), start()
+    assert first.stream() is not None
+    take(first, range(3))
+    stream = first.stream()
+    assert stream is not None
+    second.resume_stream({name: value.clone() for name, value in stream.items()})
+    for found, value in zip(take(second, range(3, 6)), expected[3:], strict=True):
+        assert torch.equal(found, value)
+    fresh = take(start(), range(3, 6))
+    assert not torch.equal(fresh[0], expected[3])  # it does carry something over
+    with pytest.raises(ValueError, match="index order"):
+        take(second, range(2, 3))
+
+
+def test_where_every_sample_is_alone_there_is_no_stream(tiny_clip_folder: Path) -> None:
+    module = MetaTPTModule(clip=str(tiny_clip_folder), class_names=NAMES, n_views=6)
+    module.start_run()
+    module.start_batch(carry=False)
+    module.process(make_batch(1, 32))
+    assert module.stream() is None
+
+
+def test_samples_of_an_earlier_session_count(tiny_clip_folder: Path) -> None:
+    module = ZeroShotModule(clip=str(tiny_clip_folder), class_names=NAMES)
+    module.count_earlier(0, 0, 0)
+    assert module.running == {}
+    module.count_earlier(7, 5, 4)
+    batch = make_batch(1, 32)
+    batch.label[:] = module.process(batch).log_probs.argmax(-1)
+    module.test_step(batch, 0)
+    assert int(module.n_labelled.compute()) == 8
+    assert module.running["accuracy"] == pytest.approx(6 / 8)
+    assert module.running["gain"] == pytest.approx(1 / 8)

@@ -56,9 +56,22 @@ class Budget:
         fit = self.total(device) // _PARTS // max(1, each if graph else passing)
         return max(1, min(fit, _FULL.get(device.type, _FULL_ELSEWHERE) // passing))
 
+    def halve(self, device: torch.device) -> int:
+        """Take half of it from now on, on every device; returns the bytes that are left."""
+        self._total = max(1, self.total(device) // 2)
+        return self._total
+
     def recompute(self, kept: int, device: torch.device) -> bool:
         """Whether graphs of that many bytes in all are too much to keep until the backward pass."""
         return kept > self.total(device) // _PARTS
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed, on whatever device; for most of them torch raises a plain RuntimeError."""
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+    )
 
 
 def run(encode: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:

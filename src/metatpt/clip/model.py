@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metatpt.timing import timed
 from metatpt.types import Preprocessing
 
 from .blocks import IDENTITY, BlockHook
@@ -109,6 +110,7 @@ class FrozenCLIP(nn.Module):
 
     # Images
 
+    @timed("image_tower")
     def encode_image(self, images: Tensor, hook: BlockHook = IDENTITY, held: int = 1) -> Tensor:
         """Normalised features of pictures.
 
@@ -190,6 +192,7 @@ class FrozenCLIP(nn.Module):
         """Prepare prompts for :meth:`encode_prompts`, once for a class list."""
         return (PackedPrompts if packable(self.model) else PlainPrompts)(self.model, tokens)
 
+    @timed("text_tower")
     def encode_prompts(
         self,
         prompts: PackedPrompts | PlainPrompts,
@@ -228,6 +231,7 @@ class FrozenCLIP(nn.Module):
         device = token_embedding(self.model).weight.device
         return not self.budget.recompute(held * prompts.size * self._bytes_of_prompts(prompts), device)
 
+    @timed("text_tower")
     def _bytes_of_prompts(self, prompts: PackedPrompts | PlainPrompts) -> int:
         """What the graph of one token of packed prompts keeps, or of one row of others; measured on a few rows."""
         tokens = prompts.tokens

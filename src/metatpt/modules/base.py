@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -18,12 +19,17 @@ from torch import Tensor
 from torchmetrics import MeanMetric, SumMetric
 
 from metatpt.clip import FrozenCLIP, load_clip
+from metatpt.clip.budget import is_out_of_memory
 from metatpt.prompts import Head, PromptLearner, TemplatePrompt, TextPrompt
 from metatpt.rng import run_seed, sample_generator
 from metatpt.types import Adaptation, Batch, Preprocessing, State
 
+_log = logging.getLogger(__name__)
+
 ENSEMBLE = "ensemble"
 """The template that stands for the mean over OpenAI's 80 ImageNet templates."""
+
+_LAST_INDEX, _PROMPT = "last_index", "prompt."  # of what a stream hands on
 
 
 class AdaptationModule(lightning.LightningModule, ABC):
@@ -158,12 +164,40 @@ class AdaptationModule(lightning.LightningModule, ABC):
         self._online = carry
         self._reset = True
 
+    # What the record calls, so that a run that was stopped can go on
+
+    def stream(self) -> State | None:
+        """What the samples up to now hand on to the next one; None where every sample is alone."""
+        if self.carries_over() is None:
+            return None
+        prompt = self._final if self._online else None
+        held = {f"{_PROMPT}{name}": value for name, value in (prompt or {}).items()}
+        return {_LAST_INDEX: torch.tensor([self._last_index]), **held}
+
+    def resume_stream(self, stream: State) -> None:
+        """Go on after the sample that :meth:`stream` was asked for; called once the run has started."""
+        self._last_index = int(stream[_LAST_INDEX])
+        prompt = {
+            name.removeprefix(_PROMPT): value.to(self.device)
+            for name, value in stream.items()
+            if name.startswith(_PROMPT)
+        }
+        self._final = prompt or None
+
+    def count_earlier(self, n_labelled: int, n_right: int, n_zero_shot_right: int) -> None:
+        """Count samples of the same run that were adapted before it was stopped."""
+        self.n_labelled.update(n_labelled)
+        for metric, right in ((self.accuracy, n_right), (self.zero_shot_accuracy, n_zero_shot_right)):
+            metric.update(1.0, weight=right)
+            metric.update(0.0, weight=n_labelled - right)
+
     # Steps
 
     def process(self, batch: Batch) -> Adaptation:
         """Adapt the readable pictures of a batch; the others, and fillers, get a row of NaN and a reason.
 
-        A sample whose adaptation is not finite keeps its zero-shot prediction.
+        A sample whose adaptation is not finite keeps its zero-shot prediction. Where memory runs out, the batch is
+        tried once more with half of the chunks; where that does not help, its samples are skipped.
 
         Raises:
             ValueError: Where one sample's state is carried over to the next: more than one sample at a time, more than
@@ -176,16 +210,48 @@ class AdaptationModule(lightning.LightningModule, ABC):
         readable = [row for row in range(len(batch)) if batch.error[row] is None and numbers[row] >= 0]
         size = len(batch)
         nothing = batch.image.new_full((size, len(self.class_names)), torch.nan, dtype=torch.float32)
-        if not readable:
-            reasons = [error or "filler" for error in batch.error]
+
+        def skipped(reason: str) -> Adaptation:
+            reasons = [error or reason for error in batch.error]
             return Adaptation(nothing, nothing.clone(), status=["skipped"] * size, reason=reasons)
+
+        if not readable:
+            return skipped("filler")
         self.clip.autocast_dtype = _autocast_dtype(batch.image.device.type)
         # Towers enter the trainer's precision themselves; nothing else runs in it.
         with torch.enable_grad(), torch.autocast(batch.image.device.type, enabled=False):
             whole = len(readable) == size
-            result = self.adapt(batch if whole else batch.select(readable))
+            result = self._adapt_within_memory(batch if whole else batch.select(readable))
+        if isinstance(result, str):
+            return skipped(result)
         result = _settle(result)
-        return result if whole else _spread(result, readable, batch, nothing)
+        return result if whole else _spread(result, readable, batch)
+
+    def _adapt_within_memory(self, batch: Batch) -> Adaptation | str:
+        """What :meth:`adapt` gives, or why memory does not suffice for it."""
+        try:
+            return self.adapt(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Here, where nothing holds the tensors of the failed attempt any more.
+        self.prompt.release()
+        if batch.image.device.type == "cuda":
+            torch.cuda.empty_cache()
+        left = self.clip.budget.halve(batch.image.device)
+        _log.warning(
+            "Out of memory (%s): from here on activations take half as much, %d MB (--model.memory), and the batch is "
+            "tried once more. A smaller --data.batch_size helps too.",
+            reason,
+            left >> 20,
+        )
+        try:
+            return self.adapt(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return f"out of memory, twice: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Adaptation]:
         """As :meth:`test_step`, on the validation split."""
@@ -341,7 +407,7 @@ def _settle(result: Adaptation) -> Adaptation:
     return result
 
 
-def _spread(result: Adaptation, rows: list[int], batch: Batch, nothing: Tensor) -> Adaptation:
+def _spread(result: Adaptation, rows: list[int], batch: Batch) -> Adaptation:
     """Put the results of some rows of a batch back to their places."""
 
     def place(values: Tensor | None) -> Tensor | None:

@@ -250,6 +250,18 @@ class MetaTPTModule(PromptTuningModule):
         super().start_run(online)
         self._offset = None
 
+    def stream(self) -> State | None:
+        """See :meth:`AdaptationModule.stream`."""
+        stream = super().stream()
+        if stream is not None and self._offset is not None:
+            stream["offset"] = self._offset
+        return stream
+
+    def resume_stream(self, stream: State) -> None:
+        """See :meth:`AdaptationModule.resume_stream`."""
+        super().resume_stream(stream)
+        self._offset = stream.get("offset")
+
     def start_views(self, raw: Tensor) -> Tensor:
         """Where the drawn views start: moved by what earlier samples learned, with ``augmentation: online``."""
         return raw if self._offset is None else clamp_start(raw + self._offset.to(raw))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metatpt.functional import entropy, entropy_weighted_mean, select_confident, take_views
+from metatpt.timing import timed
 from metatpt.types import Adaptation, Batch
 from metatpt.views import N_PARAMETERS, ViewBounds, affine, bounded, sample_views, warp
 from metatpt.views.sampling import Init
@@ -122,6 +123,7 @@ class ViewModule(AdaptationModule):
         """Where the drawn views ``[B, V - 1, 6]`` start."""
         return raw
 
+    @timed("views")
     def warp(self, batch: Batch, raw: Tensor, flip: Tensor) -> Tensor:
         """Pixels ``[B, V, 3, R, R]`` of views ``[B, V, 6]``."""
         matrices = affine(bounded(raw, self.bounds), flip, batch.aspect)
@@ -144,15 +146,12 @@ class ViewModule(AdaptationModule):
 
     def conclude(self, look: Look, log_probs: Tensor, views: Tensor | None, **diagnostics: Tensor) -> Adaptation:
         """An adaptation whose prediction is `log_probs` ``[B, C]``."""
-        zero_shot = look.log_probs[:, 0]
         return Adaptation(
             log_probs=log_probs.float(),
-            zero_shot_log_probs=zero_shot.float(),
+            zero_shot_log_probs=look.log_probs[:, 0].float(),
             averaged_log_probs=self.averaged(look).float(),
             views=views if self.keep_views else None,
             diagnostics={
-                "zero_shot_entropy": entropy(zero_shot),
-                "entropy": entropy(log_probs),
                 "selected_entropy": entropy(take_views(look.log_probs, look.chosen)).mean(1),
                 **diagnostics,
             },

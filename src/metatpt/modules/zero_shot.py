@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from metatpt.functional import entropy
 from metatpt.types import Adaptation, Batch
 
 from .base import AdaptationModule
@@ -17,4 +16,4 @@ class ZeroShotModule(AdaptationModule):
         """Predict the original view."""
         features = self.prompt.encode(batch.image[:, None], together=True)
         log_probs = self.log_probs(self.prompt.head(), features)[:, 0]
-        return Adaptation(log_probs.float(), log_probs.float(), diagnostics={"zero_shot_entropy": entropy(log_probs)})
+        return Adaptation(log_probs.float(), log_probs.float())

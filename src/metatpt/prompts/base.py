@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from metatpt.clip import FrozenCLIP
+from metatpt.timing import timed
 from metatpt.types import State
 
 Head = Callable[[Tensor], Tensor]
@@ -126,6 +127,10 @@ class PromptLearner(nn.Module, ABC):
         assert state is not None
         return _FromInitial.apply(self._kept, *(state[name] for name in self.tuned))  # type: ignore[no-any-return]
 
+    def release(self) -> None:
+        """Let go of what is kept for the initial state; it is computed again when it is needed."""
+        self._kept = None
+
     def _versions(self) -> list[tuple[int, int]]:
         return [(value.data_ptr(), value._version) for value in self.tuned.values()]
 
@@ -179,6 +184,7 @@ class _FromInitial(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @timed("text_tower")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kept: _Kept = ctx.kept
         features, leaves = kept.features, list(kept.leaves.values())

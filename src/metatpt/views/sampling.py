@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metatpt.rng import sample_generator
+from metatpt.timing import timed
 
 from .geometry import N_PARAMETERS, ViewBounds
 
@@ -21,6 +22,7 @@ _RATIO = (3 / 4, 4 / 3)  # width / height, likewise
 _TRIES = 10  # crops drawn until one fits into the picture, likewise
 
 
+@timed("views")
 def sample_views(
     init: Init, bounds: ViewBounds, n_views: int, aspect: Tensor, index: Sequence[int], seed: int, spread: float = 0.5
 ) -> tuple[Tensor, Tensor]:

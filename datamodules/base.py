@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from metatpt.images import Sample, Source, collate, empty_sample, to_sample
+from metatpt.results.rows import as_written
 from metatpt.rng import run_seed, sample_generator
 
 from .sampler import FILLER, UnrepeatedSampler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from multiprocessing.context import BaseContext
 
     from torch.utils.data import Sampler
@@ -206,6 +207,28 @@ class BaseDataModule(LightningDataModule):
                     rank_zero_info(f"max_samples is {self.max_samples}; all {len(pictures)} pictures are taken.")
                 chosen = balanced_subset(pictures.labels, self.max_samples, run_seed())
             self._splits[split] = PictureDataset(pictures, preprocessing, self.decode == "plain"), chosen
+
+    def leave_out(self, done: Mapping[int, tuple[str, int | None]]) -> None:
+        """Take only what is left of the splits that are set up, for a run that goes on.
+
+        Args:
+            done: Path and label (None where unknown) of the pictures to leave out, by index.
+
+        Raises:
+            ValueError: One of them is not that picture any more: the data have changed.
+        """
+        for split, (dataset, indices) in self._splits.items():
+            labels, chosen = dataset.pictures.labels, set(indices)
+            paths = dataset.pictures.paths if isinstance(dataset.pictures, FilePictures) else None
+            for index, (path, label) in done.items():
+                same = index in chosen and labels[index] == (-1 if label is None else label)
+                if not same or (paths is not None and as_written(paths[index]) != path):
+                    found = as_written(paths[index]) if paths is not None and index < len(paths) else "another one"
+                    raise ValueError(
+                        f"The data have changed since the run began: picture {index} of {split} was {path} (label "
+                        f"{label}), and is {found} now. Bring the data back as they were, or start a new run."
+                    )
+            self._splits[split] = dataset, [index for index in indices if index not in done]
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Batches of the training split, in another order each epoch; every rank takes equally many."""

@@ -14,6 +14,9 @@ import pytest
 import torch
 import yaml
 from helpers.command_line import CommandLine, rows, write_pictures
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningCLI
+from PIL import Image
 
 VIEWS = ("--model.n_views", 4)
 
@@ -172,12 +175,64 @@ def test_callbacks_of_the_user_come_beside_ours(metatpt: CommandLine):
     result = metatpt.small("predict", *VIEWS, "--trainer.callbacks+=watching.Watch", "--run", "out")
     assert result.status == 0, result.err
     seen = Path("seen.txt").read_text()
-    for name in ("Watch", "ResetPrompts", "RunRecord", "AdaptationProgressBar"):
+    ours = ("ResetPrompts", "RunRecord", "AdaptationProgressBar", "ViewGallery", "LogResults", "GracefulStop")
+    for name in ("Watch", *ours):
         assert seen.count(name) == 1
     assert "False out" in seen  # predictions are not collected; what Lightning writes lies in the run folder
 
 
-@pytest.mark.parametrize("name", ["ResetPrompts", "RunRecord"])
+def test_callbacks_that_keep_something_are_set_in_yaml(metatpt: CommandLine):
+    callbacks = [
+        {"class_path": "metatpt.callbacks.ViewGallery", "init_args": {"n": 1, "max_views": 2}},
+        {"class_path": "metatpt.callbacks.CostMeter"},
+    ]
+    Path("more.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    tpt = ["--model", "TPTModule", "--model.n_views", 6, "--model.selection", 0.9]
+    result = metatpt.small("test", "-c", "default", "-c", "more.yaml", *tpt, "--run", "out")
+    assert result.status == 0, result.err
+    gallery = list(Path("out/views").iterdir())
+    assert 1 <= len(gallery) <= 2
+    with Image.open(gallery[0]) as strip:
+        assert round(strip.width / strip.height) == 3  # the original and two views
+    assert json.loads(Path("out/cost.json").read_text())["pictures"] == 7
+    default = metatpt.small("test", *tpt, "--run", "plain")
+    assert default.status == 0, default.err
+    assert len(list(Path("plain/views").iterdir())) > 2
+    assert not Path("plain/cost.json").exists()
+
+
+def test_the_record_serves_another_command_line(tiny_clip_folder: Path, pictures: Path, tmp_path: Path):
+    """Lightning's own, with all in YAML."""
+    config = {
+        "model": {
+            "class_path": "metatpt.modules.TPTModule",
+            "init_args": {"clip": str(tiny_clip_folder), "n_views": 4, "class_names": ["cat", "dog"]},
+        },
+        "data": {"class_path": "metatpt.datamodules.FolderDataModule", "init_args": {"root": str(pictures)}},
+        "trainer": {
+            "accelerator": "cpu",
+            "inference_mode": False,
+            "use_distributed_sampler": False,
+            "logger": False,
+            "callbacks": [
+                {"class_path": "metatpt.callbacks.ResetPrompts"},
+                {"class_path": "metatpt.callbacks.RunRecord", "init_args": {"folder": str(tmp_path / "out")}},
+            ],
+        },
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    LightningCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        args=["test", "--config", str(tmp_path / "config.yaml")],
+    )
+    assert [int(row["index"]) for row in rows(tmp_path / "out")] == list(range(7))
+
+
+@pytest.mark.parametrize("name", ["ResetPrompts", "RunRecord", "GracefulStop"])
 def test_callbacks_that_are_always_there_are_refused(metatpt: CommandLine, name: str):
     folder = ["--trainer.callbacks.folder=x"] if name == "RunRecord" else []
     result = metatpt.small("test", f"--trainer.callbacks+={name}", *folder)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -18,16 +18,26 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import metatpt
-from metatpt.callbacks import AdaptationProgressBar, ResetPrompts, RunRecord
+from metatpt.callbacks import (
+    AdaptationProgressBar,
+    GracefulStop,
+    LogResults,
+    ResetPrompts,
+    RunRecord,
+    ViewGallery,
+)
 from metatpt.datamodules import BaseDataModule
 from metatpt.modules import AdaptationModule
+from metatpt.results import failures
 
 from .checkpoint import differences, read_options
 from .classes import BASES, option_types, options_at
 from .doctor import doctor
 from .errors import RunError, UsageError, did_you_mean, explain, is_check, nearest, raised_in, refused, root_cause
 from .help import COMMANDS, class_help, command_help, main_help, option_help, trainer_help
+from .report import report
 from .request import Request, read_request, split_options
+from .resume import check_same_config
 from .run import (
     SaveConfig,
     config_text,
@@ -53,7 +63,19 @@ _FIXED = {"verbose": False, "weights_only": True, "return_predictions": False}
 """What every run hands to the Trainer: the table at the end is RunRecord's, a checkpoint runs no code, and predictions
 are not collected in memory, since they are on the disk."""
 
+_ALWAYS = {
+    ResetPrompts: " and set it with --reset.policy",
+    RunRecord: " and set it with --run or --resume",
+    GracefulStop: "",
+}
+"""Callbacks of every run, and how they are set."""
+
+_BY_DEFAULT = (ViewGallery, LogResults)
+"""Callbacks that are there unless the user gives her own."""
+
 _HIGHEST_SEED = 2**32 - 1
+
+OnError = Literal["skip", "raise"]
 
 
 class MetaTPTCLI(LightningCLI):
@@ -67,6 +89,7 @@ class MetaTPTCLI(LightningCLI):
     def __init__(self, request: Request, run: bool = True) -> None:
         self.request = request
         self.folder = Path()
+        self._record: RunRecord | None = None
         self._only_parse = not run
         quiet = {"exit_on_error": False}  # jsonargparse's own errors are pages of usage
         try:
@@ -103,6 +126,10 @@ class MetaTPTCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder, the reset, and the class names, which come from the data."""
         parser.add_argument("--run", type=str | None, default=None, help="Folder of the run.")
+        parser.add_argument("--resume", type=str | None, default=None, help="Folder of a run that goes on.")
+        parser.add_argument(
+            "--on_error", type=OnError | None, default=None, help="What comes of pictures without adapted prediction."
+        )
         parser.add_lightning_class_args(ResetPrompts, "reset")
         parser.link_arguments("data.class_names", "model.init_args.class_names", apply_on="instantiate")
 
@@ -178,8 +205,11 @@ class MetaTPTCLI(LightningCLI):
         if self._only_parse:
             return
         parsed, self._text = self.config, self.config_text()
+        if self.request.resumed is not None:
+            check_same_config(self.request.resumed, self._text)
         try:
-            self.folder = run_folder(self.options.run, *(self.request.classes[section] for section in BASES))
+            classes = (self.request.classes[section] for section in BASES)
+            self.folder = run_folder(self.options.run, self.options.resume, *classes)
             self.config = with_run_folder(parsed, self.folder)
             super().instantiate_classes()
         except Exception as error:
@@ -203,20 +233,23 @@ class MetaTPTCLI(LightningCLI):
         theirs = options.callbacks or []
         theirs = list(theirs) if isinstance(theirs, (list, tuple)) else [theirs]
         for callback in theirs:
-            if isinstance(callback, (ResetPrompts, RunRecord)):
-                option = "--reset.policy" if isinstance(callback, ResetPrompts) else "--run"
-                name = type(callback).__name__
-                raise ValueError(f"{name} is always there: leave it out of trainer.callbacks and set it with {option}.")
-        ours: list[Callback] = [
+            for kind, how in _ALWAYS.items():
+                if isinstance(callback, kind):
+                    raise ValueError(f"{kind.__name__} is always there: leave it out of trainer.callbacks{how}.")
+        self._record = RunRecord(self.folder, resume=self.request.resumed is not None)
+        callbacks: list[Callback] = [
             self._get(self.config_init, "reset"),
-            RunRecord(self.folder),
-            SaveConfig(self.folder, self._text),
+            SaveConfig(self.folder, self._text),  # before the record: what has one can go on, and needs it
+            self._record,  # before all that may fail
+            *theirs,
         ]
+        callbacks += [kind() for kind in _BY_DEFAULT if not any(isinstance(each, kind) for each in theirs)]
         wanted = options.enable_progress_bar is not False and not options.barebones
         if wanted and not any(isinstance(each, ProgressBar) for each in theirs):
-            ours.append(AdaptationProgressBar())
+            callbacks.append(AdaptationProgressBar())
+        callbacks.append(GracefulStop())  # behind all that keeps something of the batch at hand
         root = options.default_root_dir or str(self.folder)  # what Lightning writes lies in the run folder too
-        settings = {**options.as_dict(), "callbacks": [*theirs, *ours], "default_root_dir": root, **kwargs}
+        settings = {**options.as_dict(), "callbacks": callbacks, "default_root_dir": root, **kwargs}
         try:
             trainer: Trainer = self.trainer_class(**settings)
         except TypeError as error:  # of `devices: many`
@@ -236,6 +269,7 @@ class MetaTPTCLI(LightningCLI):
             return
         try:
             super()._run_subcommand(subcommand)
+            self._check_outcome(subcommand)
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             # A check of this package says what to do; an error from elsewhere needs its traceback.
             if is_check(error):
@@ -243,6 +277,18 @@ class MetaTPTCLI(LightningCLI):
             raise
         except MisconfigurationException as error:
             raise RunError(str(error)) from error
+
+    def _check_outcome(self, command: str) -> None:
+        """Where the run has finished everything else, it fails if pictures did, unless that was allowed.
+
+        Raises:
+            RunError: Naming them.
+        """
+        on_error = self.options.on_error or ("skip" if command == "predict" else "raise")
+        if on_error == "raise" and self._record is not None and self._record.outcome is not None and is_rank_zero():
+            failed = failures(self._record.outcome)
+            if failed:
+                raise RunError(f"{failed}\nEverything else is done. With --on_error skip that is no failure.")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         settled = ["weights_only", "return_predictions" if subcommand == "predict" else "verbose"]
@@ -286,6 +332,8 @@ def _main(arguments: list[str]) -> int:
                 f"The command comes first, then options such as {command}: metatpt {'|'.join(COMMANDS)} ..."
             )
         raise UsageError(f"There is no command {command!r}. {did_you_mean(command, list(COMMANDS))}")
+    if command == "report":  # takes folders, which are no options
+        return report(rest)
     flags = dict(split_options(rest))
     if "help" in flags or "h" in flags:
         print(command_help(command))

@@ -26,11 +26,15 @@ def read_options(path: str) -> dict[str, Any]:
     try:
         checkpoint = torch.load(file, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise UsageError(f"--ckpt_path {path}: not a checkpoint that loads without running code: {first}") from error
+        reason = str(error).splitlines()[0]
+        if "weights" in reason.lower():  # torch's advice to load it nevertheless
+            reason = "it holds more than tensors and plain values"
+        raise UsageError(f"--ckpt_path {path}: not a checkpoint that loads without running code: {reason}.") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UsageError(f"--ckpt_path {path}: not a checkpoint of Lightning (it has no state_dict).")
-    options: dict[str, Any] = checkpoint.get("hyper_parameters", {})
+    options = checkpoint.get("hyper_parameters", {})
+    if not isinstance(options, dict):
+        raise UsageError(f"--ckpt_path {path}: not a checkpoint of metatpt (its hyper_parameters are no options).")
     return options
 
 

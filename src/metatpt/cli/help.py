@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": "the same on the validation split",
     "predict": "predictions for pictures, with or without labels",
     "doctor": "look a data set over: layout, counts, unreadable pictures, class names, and a sheet to look at",
+    "report": "a page on what runs came to: figures with intervals, plots, pictures, cost; several are compared",
 }
 
 _EXAMPLES = """
@@ -30,6 +31,7 @@ examples:
   metatpt predict -c folder --data.root ~/photos --data.class_names cat,dog
   metatpt doctor -c imagenet_v2 --data.root ~/imagenetv2
   metatpt test -c runs/<run>/config.yaml --seed_everything 1
+  metatpt report runs/<run> runs/<another>
 """
 
 _OPTIONS = """
@@ -39,6 +41,9 @@ options (of the command line, or under the same names in a config file; the comm
   --data CLASS              the data set; --data.OPTION VALUE
   --reset.policy POLICY     episodic (every picture starts afresh) or online (the prompt is carried over)
   --run DIR                 folder of the run (default: runs/<time>-<method>-<data>)
+  --resume DIR              go on with a run that was stopped, with its own config, on any number of devices
+  --on_error skip|raise     pictures without adapted prediction: skip names them, raise fails in the end as well
+                            (default: skip in predict, raise in test and validate)
   --seed_everything N       the one seed (default: 0)
   --ckpt_path FILE          checkpoint with a learned prompt
   --trainer.OPTION VALUE    Lightning's: accelerator, devices, strategy, precision, logger, callbacks, ...
@@ -80,6 +85,13 @@ options:
 The exit status is 1 where something is wrong.
 """
 
+_REPORT_OPTIONS = """
+  RUN                       folder of a run, also of one that was stopped; several are compared with the first
+  --to FOLDER               where report.html and plots/ go (default: the run, or of several report/)
+
+The page needs no network, and nothing beside it.
+"""
+
 
 def _configs() -> list[str]:
     described, data_sets = {}, []
@@ -96,6 +108,9 @@ def command_help(command: str) -> str:
     if command == "doctor":
         usage = "usage: metatpt doctor --data DATA [options]"
         return "\n".join([usage, "", f"{COMMANDS[command].capitalize()}.", _DOCTOR_OPTIONS.rstrip(), *_classes()])
+    if command == "report":
+        usage = "usage: metatpt report RUN [RUN ...] [--to FOLDER]"
+        return "\n".join([usage, "", f"{COMMANDS[command].capitalize()}.", _REPORT_OPTIONS.rstrip()])
     return "\n".join(
         [
             f"usage: metatpt {command} [-c CONFIG] [--model METHOD] [--data DATA] [options]",

@@ -20,6 +20,7 @@ from metatpt.datamodules.names import quote_class_names, quote_entries
 
 from .classes import BASES, check_option, class_path, find_class, known_classes
 from .errors import UsageError, did_you_mean
+from .resume import saved_config
 
 DEFAULT_CONFIG = "lightning_config.yaml"
 COOP = "coop"
@@ -40,6 +41,7 @@ class Request:
         config: What they say, without what no longer counts.
         options: Options on the command line by key and value, in order; classes are in `config`.
         classes: The class of each section.
+        resumed: Config of the run that goes on, if one does.
     """
 
     command: str
@@ -47,6 +49,7 @@ class Request:
     config: dict[str, Any] = field(default_factory=dict)
     options: list[tuple[str, str]] = field(default_factory=list)
     classes: dict[str, type] = field(default_factory=dict)
+    resumed: Path | None = None
 
     @property
     def arguments(self) -> list[str]:
@@ -68,6 +71,11 @@ def read_request(command: str, arguments: list[str]) -> Request:
     request = Request(command)
     options = list(split_options(arguments))
     configs = [value for key, value in options if key in ("c", "config")]
+    if runs := [value for key, value in options if key == "resume"]:
+        if any(key == "run" for key, _ in options):
+            raise UsageError("--run and --resume are both given: --resume names the folder of the run that goes on.")
+        request.resumed = saved_config(Path(runs[-1]).expanduser(), command)
+        configs = [str(request.resumed), *configs]
     for file in [find_config(config) for config in configs] or [_default_config()]:
         request.files.append(file)
         _read_file(request, file, given=bool(configs))
@@ -195,7 +203,7 @@ def check_sections(config: dict[str, Any], source: str) -> None:
     Raises:
         UsageError: Naming the nearest ones.
     """
-    known = [*BASES, "trainer", "reset", "seed_everything", "ckpt_path"]
+    known = [*BASES, "trainer", "reset", "seed_everything", "ckpt_path", "on_error"]
     for key in config:
         if key not in known:
             raise UsageError(f"{key} in {source}: there is no such option. {did_you_mean(str(key), known)}")

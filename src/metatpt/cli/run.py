@@ -17,6 +17,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer, loggers
 from lightning.pytorch.utilities import rank_zero_only
 
 from metatpt.results import check_unused
+from metatpt.results.files import replaced
+from metatpt.results.record import CONFIG
 
 from .request import Request, structure
 
@@ -33,11 +35,12 @@ def is_rank_zero() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-def run_folder(given: str | None, method: type, data: type) -> Path:
+def run_folder(given: str | None, resumed: str | None, method: type, data: type) -> Path:
     """The folder to write to, which is made. It is a new one, unless it was given or handed on.
 
     Args:
         given: ``--run``.
+        resumed: ``--resume``, which holds a run.
         method: Class of the model, for the name of a new one.
         data: Class of the datamodule, likewise.
 
@@ -48,6 +51,8 @@ def run_folder(given: str | None, method: type, data: type) -> Path:
     # A process that another one has started: that one has named the folder.
     if _HANDED_ON in os.environ and "LOCAL_RANK" in os.environ:
         return Path(os.environ[_HANDED_ON])
+    if resumed is not None:
+        return Path(resumed).expanduser()
     is_first = is_rank_zero() and os.environ.get("NODE_RANK", "0") == "0"
     if given is not None:
         folder = Path(given).expanduser()
@@ -95,6 +100,8 @@ def leave_no_empty_folder(folder: Path) -> None:
 class SaveConfig(Callback):
     """Writes the config of the run into its folder, once the data are there and the run starts.
 
+    A run that goes on keeps its own.
+
     Args:
         folder: The run folder.
         text: What is written.
@@ -106,9 +113,10 @@ class SaveConfig(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes `config.yaml`."""
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not (self.folder / CONFIG).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(self.text, encoding="utf-8")
+            with replaced(self.folder / CONFIG) as stream:
+                stream.write(self.text)
 
 
 def config_text(parser: ArgumentParser, config: Namespace) -> str:
@@ -119,7 +127,7 @@ def config_text(parser: ArgumentParser, config: Namespace) -> str:
         config: What it has parsed.
     """
     config = config.clone()
-    for key in ("config", "run"):
+    for key in ("config", "run", "resume"):
         config.pop(key, None)
     if config.get("ckpt_path") is None:
         config.pop("ckpt_path", None)

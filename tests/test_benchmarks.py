@@ -24,6 +24,8 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         ("footprint.py --models ViT-S-32", ["| ViT-S-32 |"]),
         ("loading.py --pictures 8 --workers 1", ["| datamodule |", "| ImageFolder | "]),
         ("loop.py --samples 12", ["| TPTModule |", "| MetaTPTModule |"]),
+        ("record.py --samples 2 --method ZeroShotModule", ["| ZeroShotModule | RunRecord |", "| CostMeter |"]),
+        ("scaling.py --samples 3 --method ZeroShotModule", ["| 2 / 1 |", "| ZeroShotModule |"]),
     ],
 )
 def test_a_script_prints_its_table(command: str, expected: list[str]) -> None:

@@ -53,6 +53,28 @@ def test_own_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["doctor", *options, "--data.partial", "true"]) == 0
 
 
+def test_a_run_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (script,) = blocks("runs.md", "python")
+    monkeypatch.chdir(tmp_path)
+    small = script.replace("max_samples=24", "max_samples=4").replace(
+        "    logger=False", "    accelerator='cpu',\n    logger=False"
+    )
+    exec(small, {})
+    left = {file.name for file in (tmp_path / "runs" / "mine").iterdir()}
+    assert {"metrics.json", "predictions.csv", "views", "cost.json"} <= left
+
+
+def test_callbacks_in_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = blocks("runs.md", "yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "callbacks.yaml").write_text(text)
+    from metatpt.cli import main
+
+    small = ["--model.n_views", "4", "--data.max_samples", "4", "--run", "out", "--trainer.accelerator", "cpu"]
+    assert main(["test", "-c", "default", "-c", "callbacks.yaml", *small]) == 0
+    assert (tmp_path / "out" / "cost.json").exists()
+
+
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{file.name}" for file in DOCS.glob("*.md"))])
 def test_pages_are_finished_and_their_links_lead_somewhere(page: str) -> None:
     file = DOCS.parent / page

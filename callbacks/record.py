@@ -249,7 +249,7 @@ class RunRecord(Callback):
         if self._record is None:
             return
         self._close()
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and (self._n_predicted or self.n_done):
             _log.info(
                 "What is done lies in %s. To go on: metatpt %s --resume %s", self.folder, _stage(trainer), self.folder
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,14 @@ CIFAR100_CLASSES = tuple(_CIFAR100.split())
 
 _SHAPE = (32, 32, 3)
 _HELD_OUT = 10  # validation has every tenth training picture
+_ARRAYS = {  # what a pickle of arrays calls
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("_codecs", "encode"),
+}
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ class CIFARDataModule(BenchmarkDataModule):
         """A split, in the order of its files.
 
         Raises:
-            ValueError: If the files are not the published ones, or their class names are others.
+            ValueError: If the files are not the published ones, hold code, or their class names are others.
         """
         source = self._load(is_train=split != "test")
         if list(source.classes) != self.class_names:
@@ -162,6 +171,9 @@ class CIFARDataModule(BenchmarkDataModule):
                 part: [(name, None) for name, _ in getattr(self.dataset, part)] for part in ("train_list", "test_list")
             }
             own["meta"] = {**self.dataset.meta, "md5": None}
+            names = [name for name, _ in (self.dataset.train_list if is_train else self.dataset.test_list)]
+            for name in [*names, self.dataset.meta["filename"]]:
+                _check_pickle(self.root / name)
         try:
             return type(self.title, (self.dataset,), own)(self.root, train=is_train)
         except RuntimeError as error:
@@ -326,6 +338,28 @@ class CIFAR100CDataModule(CIFARCDataModule):
     classes = CIFAR100_CLASSES
 
 
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.replace("numpy._core", "numpy.core"), name) not in _ARRAYS:
+            raise pickle.UnpicklingError(f"it calls {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _check_pickle(file: Path) -> None:
+    """Refuse a file that may do more than torchvision expects, which runs whatever it finds.
+
+    Raises:
+        ValueError: It is no pickle of arrays, lists and text.
+    """
+    try:
+        with file.open("rb") as stream:
+            _ArraysOnly(stream, encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file}: expected a pickle of arrays, lists and text, but {error}. Another may run code, and is not read."
+        ) from error
+
+
 def _array(file: Path, expected: str) -> NDArray[Any]:
     """An array that stays on the disk.
 
@@ -333,7 +367,7 @@ def _array(file: Path, expected: str) -> NDArray[Any]:
         ValueError: If the file holds none, or less than its header says.
     """
     try:
-        array: NDArray[Any] = np.load(file, mmap_mode="r")
+        array: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")  # np.load takes other formats too
     except (ValueError, EOFError) as error:
         raise ValueError(f"{file}: expected an array ({expected}), but {error}. Is the file damaged?") from error
     return array

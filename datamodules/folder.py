@@ -132,7 +132,7 @@ def find_pictures(folder: Path, recursive: bool = True) -> tuple[list[str], Coun
             for entry in entries:
                 if is_stray(entry.name):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     # Links are followed, but not in a circle.
                     if recursive and (real := Path(entry.path).resolve()) not in above:
                         visit(Path(entry.path), f"{prefix}{entry.name}/", above | {real})
@@ -145,6 +145,13 @@ def find_pictures(folder: Path, recursive: bool = True) -> tuple[list[str], Coun
 
     visit(folder, "", frozenset({folder.resolve()}))
     return sorted(paths), others
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: with a picture's name it becomes a picture that cannot be read
+        return False
 
 
 def is_stray(name: str) -> bool:

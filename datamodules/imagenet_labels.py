@@ -43,6 +43,7 @@ def validation_labels(place: Path) -> tuple[dict[str, str], Path]:
     Raises:
         FileNotFoundError: There is neither Kaggle's file nor the devkit.
         ImportError: The devkit's needs scipy.
+        ValueError: The devkit's is damaged.
     """
     for folder in (place, *place.absolute().parents[:_ABOVE]):
         for source, read in ((folder / _SOLUTION, _kaggle), (folder / _DEVKIT / "data", _devkit)):
@@ -71,7 +72,11 @@ def _devkit(data: Path) -> dict[str, str]:
             "beside the pictures, which needs nothing."
         ) from error
     # The numbers are ILSVRC's own: no labels, for they do not follow the order of the WordNet ids.
-    synsets = loadmat(data / "meta.mat", squeeze_me=True)["synsets"]
+    file = data / "meta.mat"
+    try:
+        synsets = loadmat(file, squeeze_me=True)["synsets"]
+    except Exception as error:  # whatever the damage led scipy to
+        raise ValueError(f"{file} is not the devkit's: scipy reads no table synsets in it ({error}).") from error
     by_number = {int(number): str(name) for number, name in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
     numbers = (data / "ILSVRC2012_validation_ground_truth.txt").read_text().split()
     return {f"ILSVRC2012_val_{place:08}": by_number[int(number)] for place, number in enumerate(numbers, 1)}

@@ -132,7 +132,8 @@ def decode(source: Source, plain: bool = False) -> Image.Image:
 
     The format is told by the content, never by the name; of an animation the first frame is taken (of an opened one
     the frame it stands at). Transparency is flattened onto :data:`BACKGROUND`; grey levels of 16 bits (and integers
-    of 32, which Pillow uses for them) are divided by 257. Floats have no known range and are refused.
+    of 32, which Pillow uses for them) are divided by 257. Floats have no known range and are refused, and so is
+    PostScript, which is a program.
 
     Args:
         source: A path, a file's content, an opened PIL picture (left as it is), or a tensor ``[3, H, W]``, uint8 or
@@ -157,6 +158,8 @@ def decode(source: Source, plain: bool = False) -> Image.Image:
         if picture.width * picture.height == 0:
             raise UnreadableImageError(f"picture without pixels ({picture.width} x {picture.height})")
         _check_size(picture.width, picture.height)
+        if picture.format == "EPS":  # whatever its name: Pillow would hand it to Ghostscript
+            raise UnreadableImageError("PostScript (EPS), which is a program and is not run; save pixels, as a PNG")
         if picture.mode.startswith("F") and not plain:  # convert("RGB") clips: 0 to 1 would be black
             raise UnreadableImageError(
                 f"floating-point pixels (mode {picture.mode}): values without a known range; save 8 or 16 bits"

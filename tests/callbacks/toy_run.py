@@ -44,7 +44,9 @@ class ToyModule(LightningModule):
         for row, i in enumerate(batch.index.tolist()):
             log_probs[row] += math.nan if i == BROKEN else 0.0
             log_probs[row, 0] += math.nan if i == LOST else 0.0
-        return Adaptation(log_probs[:, 0], log_probs[:, 1], log_probs[:, 2], diagnostics={"spread": log_probs[:, 1].sum(1)})
+        return Adaptation(
+            log_probs[:, 0], log_probs[:, 1], log_probs[:, 2], diagnostics={"spread": log_probs[:, 1].sum(1)}
+        )
 
     def test_step(self, batch, batch_idx):
         return {"adaptation": self.adapt(batch)}

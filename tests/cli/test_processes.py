@@ -1,4 +1,4 @@
-"""What needs a process of its own: the two ways to start, and several processes."""
+"""What needs a process of its own: the two ways to start."""
 
 from __future__ import annotations
 
@@ -65,16 +65,3 @@ def test_a_method_of_the_user_in_the_working_folder(tiny_clip_folder: Path, pict
     assert all(float(row["sharp_entropy"]) >= 0 for row in rows(tmp_path / "out"))
     assert "MyModule" in result.stdout
     assert "top-1 accuracy" in result.stdout
-
-
-def test_two_processes_share_a_run(tiny_clip_folder: Path, pictures: Path, tmp_path: Path):
-    options = ["test", "--model", "ZeroShotModule", "--data", "FolderDataModule", "--data.root", pictures]
-    options += ["--model.clip", tiny_clip_folder, "--trainer.accelerator", "cpu"]
-    command = [sys.executable, "-m", "metatpt"]
-    result = run(tmp_path, command, *options, "--trainer.strategy", "ddp", "--trainer.devices", 2)
-    assert result.returncode == 0, result.stderr
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert [int(row["index"]) for row in rows(folder)] == list(range(7))
-    assert result.stdout.count("top-1 accuracy") == 1
-    assert result.stderr.count("config: ") == 1
-    assert "sync_dist" not in result.stderr

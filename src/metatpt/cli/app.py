@@ -33,7 +33,18 @@ from metatpt.results import failures
 from .checkpoint import differences, read_options
 from .classes import BASES, option_types, options_at
 from .doctor import doctor
-from .errors import RunError, UsageError, did_you_mean, explain, is_check, nearest, raised_in, refused, root_cause
+from .errors import (
+    RunError,
+    UsageError,
+    did_you_mean,
+    explain,
+    is_check,
+    is_lost_process,
+    nearest,
+    raised_in,
+    refused,
+    root_cause,
+)
 from .help import COMMANDS, class_help, command_help, main_help, option_help, trainer_help
 from .report import report
 from .request import Request, read_request, split_options
@@ -274,6 +285,8 @@ class MetaTPTCLI(LightningCLI):
             # A check of this package says what to do; an error from elsewhere needs its traceback.
             if is_check(error):
                 raise RunError(str(error)) from error
+            if self.trainer.world_size > 1 and is_lost_process(error):
+                raise RunError("another process of this run has ended; if it could, it has said why") from error
             raise
         except MisconfigurationException as error:
             raise RunError(str(error)) from error

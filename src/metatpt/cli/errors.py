@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+import torch
+
 
 class UsageError(Exception):
     """What was asked for cannot be run; the message says why, and what to do."""
@@ -176,6 +178,12 @@ def is_check(error: Exception) -> bool:
     if trace is None or not raised_in(error, "metatpt"):
         return False
     return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Whether torch has failed to reach another process of the run."""
+    lost = ("connection closed by peer", "connection reset by peer", "broken pipe")
+    return isinstance(error, torch.distributed.DistError) or any(text in str(error).lower() for text in lost)
 
 
 def root_cause(error: Exception) -> Exception:

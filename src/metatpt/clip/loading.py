@@ -129,14 +129,13 @@ def _create(name: str, pretrained: str | None) -> nn.Module:
         model: nn.Module = open_clip.create_model(name, pretrained, require_pretrained=True, weights_only=True)
         return model
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{pretrained or name} holds more than tensors and is not loaded, since that may run code; save its state "
-            "dict as safetensors"
-        ) from error
+        raise ValueError(_holds_code(pretrained or name)) from error
     except (SafetensorError, EOFError) as error:
         raise ValueError(f"{pretrained or name} is no whole file of weights: {error}") from error
     except (RuntimeError, OSError, KeyError, AttributeError, ValueError, AssertionError) as error:
         first = " ".join(str(error).split())[:600].rstrip(".")
+        if "allow_pickle" in first:  # numpy's, of an .npz or .npy file
+            raise ValueError(_holds_code(pretrained or name)) from error
         if "TorchScript" in first:
             hint = "it is a TorchScript archive, which can hold code: use the tag `openai`, or its state dict"
         elif "input_resolution" in first or "size mismatch" in first or "Missing key" in first or "changed" in first:
@@ -149,6 +148,13 @@ def _create(name: str, pretrained: str | None) -> nn.Module:
         raise ValueError(
             f"could not load {name} with weights {pretrained or '(its own)'}: {first.rstrip('.')}. {hint}"
         ) from error
+
+
+def _holds_code(weights: str) -> str:
+    return (
+        f"{weights} holds more than tensors and is not loaded, since that may run code; save its state dict as "
+        "safetensors"
+    )
 
 
 def _finish(
@@ -166,12 +172,20 @@ def _finish(
 
 def _tokenizer(name: str, model: Any) -> Tokenizer:
     try:
-        tokenizer = open_clip.get_tokenizer(name)
+        text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+        # transformers runs a tokenizer's own code where a config tells it to, or else asks on the terminal.
+        options = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+        tokenizer = open_clip.get_tokenizer(name, **options)
     except (ImportError, NameError, TypeError) as error:  # open_clip leaves the name undefined, or None, without it
         raise ImportError(
             f"the tokenizer of {name} needs the package transformers: pip install transformers ({error})"
         ) from error
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"the tokenizer of {name} is code of its own, which is not run: choose a model whose tokenizer "
+                "transformers has"
+            ) from error
         raise ValueError(f"could not load the tokenizer of {name}: {error}") from error
     if tokenizer.context_length != model.context_length:
         raise ValueError(

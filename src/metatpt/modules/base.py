@@ -276,10 +276,9 @@ class AdaptationModule(lightning.LightningModule, ABC):
             if status != "skipped" and 0 <= labels[row] < len(self.class_names)
         ]
         self.n_labelled.update(len(counted))
-        if counted:
-            label = batch.label[counted]
-            self.accuracy.update((adaptation.log_probs[counted].argmax(-1) == label).float())
-            self.zero_shot_accuracy.update((adaptation.zero_shot_log_probs[counted].argmax(-1) == label).float())
+        label = batch.label[counted]  # of none too: a metric that was never updated warns when it is summed up
+        self.accuracy.update((adaptation.log_probs[counted].argmax(-1) == label).float())
+        self.zero_shot_accuracy.update((adaptation.zero_shot_log_probs[counted].argmax(-1) == label).float())
         return {"adaptation": adaptation}
 
     def _check_step(self, batch: Batch) -> None:

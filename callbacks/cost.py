@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 
 from metatpt.results.files import replaced
+from metatpt.results.record import COST
 from metatpt.timing import PARTS, Call, Meter, stamps
 
 from .folder import run_folder
@@ -93,7 +94,7 @@ class CostMeter(Callback):
 
     def _write(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "cost.json"
+        file = folder / COST
         with replaced(file) as stream:
             json.dump(self.cost, stream, indent=2)
             stream.write("\n")

@@ -19,8 +19,9 @@ from metatpt.modules import ViewModule
 from metatpt.modules.checks import check_number
 from metatpt.results import Row, make_rows
 from metatpt.results.files import replaced
+from metatpt.results.record import read_rows, record_files
 from metatpt.results.rows import Cell
-from metatpt.results.runs import largest_changes, read_run, strip_file, strip_files
+from metatpt.results.runs import largest_changes, strip_file
 
 from .folder import run_folder
 from .record import RunRecord
@@ -118,14 +119,15 @@ class ViewGallery(Callback):
         if not self._ended or not trainer.is_global_zero:
             return
         record = find_callback(trainer, RunRecord)
-        if record is None and trainer.world_size > 1:
+        if record is None:
             return
-        kept = self._rows if record is None else _most_changed(read_run(record.folder).rows, self.n)
-        for index, file in strip_files(run_folder(trainer)).items():
+        rows = list(read_rows(record_files(record.folder)))
+        kept = _most_changed(rows, self.n)
+        for index in (row["index"] for row in rows):
+            file = strip_file(record.folder, index)
             if index not in kept:
-                file.unlink()
-        for file in strip_file(run_folder(trainer), 0).parent.glob("*.png.partial"):  # of a killed process
-            file.unlink()
+                file.unlink(missing_ok=True)
+            file.with_name(f"{file.name}.partial").unlink(missing_ok=True)  # of a process that was killed
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves the method as it was; the gallery stays."""

@@ -25,9 +25,9 @@ from metatpt.metrics import ClassGain, gains_by_class
 from metatpt.modules.checks import check_number
 from metatpt.results import Row
 from metatpt.results.plots import class_gains, entropies, png, reliability_diagram
-from metatpt.results.record import CONFIG
+from metatpt.results.record import CONFIG, COST, read_rows, record_files
 from metatpt.results.rows import Cell
-from metatpt.results.runs import change, largest_changes, read_run, strip_files
+from metatpt.results.runs import change, largest_changes, strip_files
 from metatpt.results.setup import read_setup
 
 from .record import RunRecord
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 class LogResults(Callback):
     """Tells the Trainer's loggers what `validate`, `test` or `predict` finds; without a logger it does nothing.
 
-    All loggers get, from rank 0:
+    All loggers get, from rank 0 (``<stage>`` is ``val``, ``test`` or ``predict``):
 
     - ``config`` (`config.yaml`) and ``setup`` (`setup.json`) as hyperparameters;
     - while the run goes, every `trainer.log_every_n_steps` batches, of this process: ``<stage>/running_accuracy`` and
@@ -141,14 +141,14 @@ class LogResults(Callback):
         record, self._record = self._record, None
         if record is None or not record.metrics:
             return
-        cost = record.folder / "cost.json"
+        cost = record.folder / COST
         seconds = json.loads(cost.read_text(encoding="utf-8"))["seconds"] if cost.exists() else {}
         step = int(record.metrics["n"])
         _log_figures(trainer, record.metrics | {f"seconds/{part}": value for part, value in seconds.items()}, step)
         takers = [logger for logger in trainer.loggers if isinstance(logger, (WandbLogger, TensorBoardLogger))]
         if not takers:
             return
-        rows = read_run(record.folder).rows
+        rows = list(read_rows(record_files(record.folder)))
         changed = [row for each in largest_changes(rows, self.max_pictures // 2) for row in each]
         files = strip_files(record.folder)
         strips = {row["index"]: files[row["index"]] for row in changed if row["index"] in files}
@@ -189,7 +189,7 @@ class LogResults(Callback):
 
 def _log_figures(trainer: Trainer, figures: Mapping[str, float], step: int) -> None:
     """Logs figures of the stage, but for those that are not finite: not every logger takes them."""
-    stage = TrainerFn(trainer.state.fn).value
+    stage = "val" if trainer.state.fn == TrainerFn.VALIDATING else TrainerFn(trainer.state.fn).value
     finite = {f"{stage}/{name}": value for name, value in figures.items() if math.isfinite(value)}
     for logger in trainer.loggers:
         logger.log_metrics(finite, step)

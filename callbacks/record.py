@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 import sys
 import time
 from datetime import datetime
@@ -15,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
 from metatpt.modules import AdaptationModule
+from metatpt.modules.base import plain
 from metatpt.results import (
     Outcome,
     Progress,
@@ -25,13 +27,19 @@ from metatpt.results import (
     recover,
     results_summary,
     results_table,
+    start_session,
 )
-from metatpt.results.setup import check_same_setup, hardware, read_setup, revisions, versions, write_setup
+from metatpt.results.setup import check_same_setup, file_hash, hardware, read_setup, revisions, versions, write_setup
+from metatpt.rng import run_seed
 
 from .memory import peak_memory_mb, reset_peak_memory
-from .steps import STAGES, on_rank_zero, read_step
+from .reset import ResetPrompts
+from .steps import STAGES, find_callback, on_rank_zero, raise_together, read_step
 
 _LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
+
+_NOT_OPTIONS = ("class_names", "template", "clip", "pretrained", "memory")
+"""Of the module's: they stand for themselves in the setup, or move no prediction."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +84,7 @@ class RunRecord(Callback):
         self.outcome: Outcome | None = None
         self._record: Record | None = None
         self._progress = Progress()
+        self._setup: dict[str, Any] = {}
         self._class_names: list[str] | None = None
         self._start = self._batch_start = self._seconds = 0.0
         self._n_predicted = 0
@@ -104,12 +113,22 @@ class RunRecord(Callback):
             return self.folder, Progress()
 
         self.outcome = None
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        names = getattr(datamodule, "class_names", None) or getattr(pl_module, "class_names", None)
+        self._class_names = list(names) if names else None
         self.folder, self._progress = on_rank_zero(trainer, open_folder)
+        self._setup = on_rank_zero(trainer, lambda: self._made_with(trainer, pl_module))
         if self.resume:
-            self._leave_out_what_is_done(trainer)
-        self._record = Record(self.folder, trainer.global_rank)
+            self._go_on(trainer, pl_module)
+        error = None
+        try:
+            self._record = Record(self.folder, trainer.global_rank)
+        except OSError as failed:
+            error = failed
+        raise_together(trainer, error)
 
-    def _leave_out_what_is_done(self, trainer: Trainer) -> None:
+    def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks that it is the same run, before anything is changed, and leaves out what is done."""
         datamodule: Any = getattr(trainer, "datamodule", None)
         if not hasattr(datamodule, "leave_out"):
             raise TypeError(
@@ -117,30 +136,37 @@ class RunRecord(Callback):
                 "datamodule on metatpt.datamodules.BaseDataModule."
             )
         name = _LIMITS[_stage(trainer)]
-        if getattr(trainer, name) != 1.0:
+        limit = getattr(trainer, name)
+        if isinstance(limit, int) or limit != 1.0:  # 1.0 is all of them, and 1 is one batch
             raise ValueError(
-                f"A run with --trainer.{name} {getattr(trainer, name)} cannot be resumed, since that counts batches: "
-                "start a new run, limited by --data.max_samples."
+                f"A run with --trainer.{name} {limit} cannot be resumed, since that counts batches: start a new run, "
+                "limited by --data.max_samples."
             )
+        if isinstance(pl_module, AdaptationModule):
+            pl_module.check_resumable()
         datamodule.leave_out(self._progress.done)
+
+        def start() -> Path:
+            check_same_setup(read_setup(self.folder), self._setup)
+            start_session(self.folder, self._progress)
+            return self.folder
+
+        on_rank_zero(trainer, start)
         if trainer.is_global_zero:
             _log.info("going on with %s: %d pictures are done", self.folder, self.n_done)
 
     def _on_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn not in STAGES:
             return
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        names = getattr(datamodule, "class_names", None) or getattr(pl_module, "class_names", None)
-        self._class_names = list(names) if names else None
         assert self._record is not None
-        n_total = getattr(datamodule, "n_total", None)
+        n_total = getattr(getattr(trainer, "datamodule", None), "n_total", None)
         self._record.note(n_total=None if n_total is None else int(n_total), **self._classes())
         on_rank_zero(trainer, lambda: self._write_setup(trainer, pl_module))
         if isinstance(pl_module, AdaptationModule):
             done = self._progress
             if done.stream is not None:
-                pl_module.resume_stream(done.stream)
-            if trainer.is_global_zero:
+                pl_module.resume_stream({name: value.to(pl_module.device) for name, value in done.stream.items()})
+            if trainer.is_global_zero and trainer.state.fn != TrainerFn.PREDICTING:  # which counts nothing
                 pl_module.count_earlier(done.n_labelled, done.n_right, done.n_zero_shot_right)
         reset_peak_memory(pl_module.device)
         self._start = time.perf_counter()
@@ -151,26 +177,31 @@ class RunRecord(Callback):
         names = self._class_names
         return {} if names is None else {"class_names": names, "n_classes": len(names)}
 
-    def _write_setup(self, trainer: Trainer, pl_module: LightningModule) -> Path:
-        """`setup.json`: what the options stand for, as far as it can move a number."""
+    def _made_with(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What a prediction depends on, besides the picture. Locations are not in it, but what lies there."""
         clip: Any = getattr(pl_module, "clip", None)
         preprocessing = getattr(pl_module, "preprocessing", None)
         datamodule = getattr(trainer, "datamodule", None)
-        fixed: dict[str, Any] = {
+        reset = find_callback(trainer, ResetPrompts)
+        options = plain(dict(getattr(pl_module, "hparams", {})))
+        return {
             "stage": _stage(trainer),
             "method": type(pl_module).__name__,
+            "options": {name: value for name, value in options.items() if name not in _NOT_OPTIONS and name[0] != "_"},
+            "seed": run_seed(),
+            "policy": None if reset is None else reset.policy,
             "data": type(datamodule).__name__,
             "split": getattr(datamodule, "source", None),
             "n_total": getattr(datamodule, "n_total", None),
-            "clip": None,
+            "clip": None if clip is None else {"name": clip.name, "sha256": clip.fingerprint()},
+            "checkpoint": file_hash(trainer.ckpt_path) if trainer.ckpt_path else None,
             "preprocessing": None if preprocessing is None else dataclasses.asdict(preprocessing),
-            "template": getattr(pl_module, "hparams", {}).get("template"),
+            "template": options.get("template"),
             "class_names": self._class_names,
         }
-        if clip is not None:
-            fixed["clip"] = {"name": clip.name, "pretrained": clip.pretrained, "sha256": clip.fingerprint()}
-        before = read_setup(self.folder) if self.resume else {}
-        check_same_setup(before, fixed)
+
+    def _write_setup(self, trainer: Trainer, pl_module: LightningModule) -> Path:
+        """`setup.json`: what the options stand for, and each session."""
         session = {
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "devices": trainer.world_size,
@@ -178,7 +209,8 @@ class RunRecord(Callback):
             "versions": versions(),
             "revision": revisions(),
         }
-        return write_setup(self.folder, {**fixed, "sessions": [*before.get("sessions", []), session]})
+        before = read_setup(self.folder).get("sessions", []) if self.resume else []
+        return write_setup(self.folder, {**self._setup, "sessions": [*before, session]})
 
     def _on_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self._batch_start = time.perf_counter()
@@ -213,10 +245,14 @@ class RunRecord(Callback):
         if trainer.state.fn not in STAGES:
             return
         assert self._record is not None
-        memory = peak_memory_mb(pl_module.device)
-        self._record.note(
-            seconds=self._seconds, n_predicted=self._n_predicted, peak_memory_mb=memory, **self._classes()
-        )
+        self._record.note(**self._classes())
+        if self._n_predicted or self._progress.session == 1:  # speed and memory are those of who has done something
+            self._record.note(
+                session=self._progress.session,
+                seconds=self._seconds,
+                n_predicted=self._n_predicted,
+                peak_memory_mb=peak_memory_mb(pl_module.device),
+            )
         self._close()
         trainer.strategy.barrier("metatpt: all records are written")
         self.outcome = on_rank_zero(trainer, lambda: export(self.folder, trainer.world_size))
@@ -251,7 +287,10 @@ class RunRecord(Callback):
         self._close()
         if trainer.is_global_zero and (self._n_predicted or self.n_done):
             _log.info(
-                "What is done lies in %s. To go on: metatpt %s --resume %s", self.folder, _stage(trainer), self.folder
+                "What is done lies in %s. To go on: metatpt %s --resume %s",
+                self.folder,
+                _stage(trainer),
+                shlex.quote(str(self.folder)),
             )
 
     def _close(self) -> None:

@@ -39,11 +39,10 @@ class ResetPrompts(Callback):
             _log.info("policy online: the prompt is carried over from sample to sample; results depend on their order")
         what = pl_module.carries_over()
         size = getattr(getattr(trainer, "datamodule", None), "batch_size", 1)
-        if what is not None and (size != 1 or trainer.world_size > 1):
-            raise ValueError(
-                f"{what} carries over from sample to sample: use --data.batch_size 1, not {size}, and one device, not "
-                f"{trainer.world_size}"
-            )
+        wrong = [f"--data.batch_size 1, not {size}"] if size != 1 else []
+        wrong += [f"one device, not {trainer.world_size}"] if trainer.world_size > 1 else []
+        if what is not None and wrong:
+            raise ValueError(f"{what} carries over from sample to sample: use {', and '.join(wrong)}")
 
     def _start_batch(self, trainer: lightning.Trainer, pl_module: AdaptationModule, *args: Any, **kwargs: Any) -> None:
         pl_module.start_batch(carry=self.policy == "online")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -60,3 +61,22 @@ def on_rank_zero(trainer: Trainer, function: Callable[[], T]) -> T:
         raise result
     assert result is not None
     return result
+
+
+def raise_together(trainer: Trainer, error: Exception | None) -> None:
+    """Raises on all ranks where one has failed, so that none waits for it.
+
+    Args:
+        trainer: The trainer.
+        error: What this rank has met, if it has failed.
+
+    Raises:
+        Exception: `error`.
+        RuntimeError: Another rank has failed, and says why.
+    """
+    failed = torch.tensor(float(error is not None), device=trainer.strategy.root_device)
+    n_failed = int(trainer.strategy.reduce(failed, reduce_op="sum"))
+    if error is not None:
+        raise error
+    if n_failed:
+        raise RuntimeError(f"{n_failed} of {trainer.world_size} processes could not start; each says why.")

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-CHILD_SECONDS = 10.0
-"""How long the first process waits for those that it has started, once its own batch is recorded."""
+CHILD_SECONDS = 20.0
+"""How long the first process waits for all that it has started, once its own batch is recorded; then it kills them."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,9 +66,10 @@ class GracefulStop(Callback):
             raise Stopped(1)
 
     def _await_children(self) -> None:
+        limit = time.monotonic() + CHILD_SECONDS
         for process in self._children:
             try:
-                process.wait(CHILD_SECONDS)
+                process.wait(max(0.0, limit - time.monotonic()))
             except subprocess.TimeoutExpired:  # in a long batch, or waiting for this process
                 process.kill()
                 process.wait()

@@ -54,12 +54,13 @@ def test_own_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (script,) = blocks("runs.md", "python")
+    reads, script = blocks("runs.md", "python")
     monkeypatch.chdir(tmp_path)
     small = script.replace("max_samples=24", "max_samples=4").replace(
         "    logger=False", "    accelerator='cpu',\n    logger=False"
     )
     exec(small, {})
+    exec(reads, {})
     left = {file.name for file in (tmp_path / "runs" / "mine").iterdir()}
     assert {"metrics.json", "predictions.csv", "views", "cost.json"} <= left
 

@@ -148,13 +148,16 @@ def test_run_that_stops_has_its_gallery_and_goes_on(tmp_path, module):
     assert all((resumed[index] == whole[index]).all() for index in whole)
 
 
-def test_other_files_stay(tmp_path, module):
-    (tmp_path / "views").mkdir()
-    for name in ("notes.png", "3.txt", "99.png"):
-        (tmp_path / "views" / name).touch()
-    run(tmp_path, module)
-    assert {file.name for file in (tmp_path / "views").iterdir()} >= {"notes.png", "3.txt"}
-    assert not (tmp_path / "views/99.png").exists()
+def test_files_of_the_user_stay(tmp_path, module):
+    """Whatever their names: without a record the folder may be anybody's."""
+    views = tmp_path / "views"
+    views.mkdir()
+    for name in ("2024.png", "0007.png", "8.png.partial"):
+        (views / name).touch()
+    views_run.make_trainer([ViewGallery(n=1)], default_root_dir=tmp_path).test(
+        module, datamodule=views_run.Data([[1, 2, 3, 4]])
+    )
+    assert {"2024.png", "0007.png", "8.png.partial"} < {file.name for file in views.iterdir()}
 
 
 def test_without_a_record(tmp_path, module):
@@ -200,8 +203,9 @@ def test_fit_and_its_validation_keep_nothing(tmp_path, tiny_clip_folder):
 def test_folder_that_cannot_be_written_is_named(tmp_path, module):
     (tmp_path / "views").mkdir()
     (tmp_path / "views/1.png").mkdir()
+    trainer = views_run.make_trainer([ViewGallery()], default_root_dir=tmp_path)
     with pytest.raises(OSError, match=r"views[/\\]1\.png"):
-        run(tmp_path, module, indices=[1, 2])
+        trainer.test(module, datamodule=views_run.Data([[1, 2]]))
     assert os.listdir(tmp_path / "views") == ["1.png"]
     assert not module.keep_views
 

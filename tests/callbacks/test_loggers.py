@@ -236,10 +236,10 @@ def test_csv_logger_has_the_figures(tmp_path, module, monkeypatch):
     run(tmp_path, module, CSVLogger(tmp_path, name=None, version="log"), command="validate")
     with (tmp_path / "log/metrics.csv").open(newline="") as stream:
         points = list(csv.DictReader(stream))
-    expected = {name: str(value) for name, value in final_figures(tmp_path, "validate").items()}
-    (last,) = [point for point in points if point["validate/n"]]
+    expected = {name: str(value) for name, value in final_figures(tmp_path, "val").items()}
+    (last,) = [point for point in points if point["val/n"]]
     assert {name: last[name] for name in expected} == expected
-    assert [point["step"] for point in points if point["validate/running_gain"]] == ["8", "16", "24", "30"]
+    assert [point["step"] for point in points if point["val/running_gain"]] == ["8", "16", "24", "30"]
     assert yaml.safe_load((tmp_path / "log/hparams.yaml").read_text())["config"] == CONFIG
 
 

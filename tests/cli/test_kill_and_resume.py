@@ -305,7 +305,7 @@ def test_another_config_is_refused(commands: Commands) -> None:
         (("--seed_everything", 1), "--seed_everything 1 (the run: 0)"),
         (
             ("--model", "ZeroShotModule"),
-            "--model.class_path 'metatpt.modules.ZeroShotModule' (the run: 'slow.SlowModule')",
+            "--model 'metatpt.modules.ZeroShotModule' (the run: 'slow.SlowModule')",
         ),
         (("--run", commands.root / "another"), "--run and --resume are both given"),
     ]:

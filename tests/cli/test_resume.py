@@ -11,6 +11,8 @@ import pytest
 import yaml
 from helpers.command_line import CommandLine, Result, rows
 
+from metatpt.results import read_run
+
 
 def start(metatpt: CommandLine, *arguments: object, command: str = "test") -> Path:
     """A run of which three pictures are done, as a kill would leave it."""
@@ -74,7 +76,10 @@ def test_running_figures_and_logged_ones_are_those_of_the_whole_run(metatpt: Com
     ("option", "shown"),
     [
         (("--model.n_views", "5"), "--model.n_views 5 (the run: 4)"),
-        (("--model", "ZeroShotModule"), "--model.class_path 'metatpt.modules.ZeroShotModule' (the run: 'metatpt.mod"),
+        (
+            ("--model", "ZeroShotModule"),
+            "--model 'metatpt.modules.ZeroShotModule' (the run: 'metatpt.modules.TPTModule')\nLeave",
+        ),
         (("--seed_everything", "1"), "--seed_everything 1 (the run: 0)"),
         (("--data.max_samples", "5"), "--data.max_samples 5 (the run: None)"),
         (("--trainer.precision", "bf16-mixed"), "--trainer.precision 'bf16-mixed' (the run: None)"),
@@ -119,13 +124,71 @@ def test_what_cannot_go_on_is_refused(metatpt: CommandLine, pictures: Path, tmp_
     refused(metatpt("test", "--resume", "run", "--data.root", moved), "The data have changed", "0000.png")
 
 
+def test_a_refusal_leaves_the_run_as_it_was(metatpt: CommandLine, pictures: Path, tmp_path: Path):
+    data = shutil.copytree(pictures, tmp_path / "data")
+    (data / "dog" / "last.png").write_bytes(b"")
+    tpt = ["--model", "TPTModule", "--model.n_views", 4]
+    assert metatpt.small("test", "--data.root", data, *tpt, "--run", "run", "--on_error", "skip").status == 0
+
+    def content() -> dict[Path, object]:
+        files = (file for file in Path("run").rglob("*") if file.is_file() and file.suffix != ".sqlite")
+        return {**{file: file.read_bytes() for file in files}, Path("rows"): read_run("run").rows}
+
+    before = content()
+    (data / "cat" / "0000.png").rename(data / "cat" / "another.png")
+    refused(metatpt("test", "--resume", "run"), "The data have changed")
+    (data / "cat" / "another.png").rename(data / "cat" / "0000.png")
+    refused(metatpt("test", "--resume", "run", "--trainer.limit_test_batches", 1), "counts batches")
+    changed = Path("run/config.yaml").read_text().replace("outer_lr: 0.005", "outer_lr: 0.5")
+    Path("run/config.yaml").write_text(changed)
+    refused(metatpt("test", "--resume", "run"), "options.outer_lr: 0.5 (the run: 0.005)")
+    Path("run/config.yaml").write_text(changed.replace("outer_lr: 0.5", "outer_lr: 0.005"))
+    assert content() == before
+    again = metatpt("test", "--resume", "run")  # the empty file alone is left, and stays so
+    assert again.status == 0, again.err
+    name = Path("run/metrics.json")  # speed is that of the session that did something
+    assert content()[name] == before[name]
+
+
+def test_a_run_from_python_says_how_it_goes_on(metatpt: CommandLine):
+    start(metatpt)
+    Path("run/config.yaml").unlink()
+    refused(metatpt("test", "--resume", "run"), "started from Python", "RunRecord('run', resume=True)")
+
+
+def test_names_with_spaces_can_be_copied(metatpt: CommandLine):
+    Path("my run").mkdir()
+    refused(metatpt("test", "--resume", "my run"), "--run 'my run'")
+
+
+def test_a_resumed_predict_counts_nothing(metatpt: CommandLine):
+    start(metatpt, command="predict")
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.log_every_n_steps", 1]
+    result = metatpt("predict", "--resume", "run", *logger)
+    assert result.status == 0, result.err
+    (file,) = Path("run").rglob("metrics.csv")
+    assert "running" not in file.read_text()
+
+
+def test_an_interrupt_has_its_status(metatpt: CommandLine, monkeypatch: pytest.MonkeyPatch):
+    from metatpt.modules import ZeroShotModule
+
+    def interrupt(self: ZeroShotModule, batch: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ZeroShotModule, "adapt", interrupt)
+    result = metatpt.small("test", "--model", "ZeroShotModule", "--run", "run")
+    assert result.status == 130
+    assert result.message == "interrupted\n"
+
+
 def test_other_weights_are_refused(metatpt: CommandLine):
     start(metatpt)
     setup = json.loads(Path("run/setup.json").read_text())
     assert len(setup["clip"]["sha256"]) == 64
     setup["clip"]["sha256"] = "0" * 64
     Path("run/setup.json").write_text(json.dumps(setup))
-    refused(metatpt("test", "--resume", "run"), "what it was made with has changed", "clip:", "0000")
+    refused(metatpt("test", "--resume", "run"), "what it was made with has changed", "clip.sha256:", "0000")
 
 
 def test_skipped_pictures_are_tried_again(metatpt: CommandLine, pictures: Path, tmp_path: Path):

@@ -71,7 +71,7 @@ def write_run(
     record.append(rows)
     record.note(n_total=2 * len(rows), n_classes=len(class_names))
     if complete:
-        record.note(seconds=4.0, n_predicted=len(rows), peak_memory_mb=1234.0)
+        record.note(session=1, seconds=4.0, n_predicted=len(rows), peak_memory_mb=1234.0)
     record.close()
     if complete:
         export(folder)

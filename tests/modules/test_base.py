@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metatpt.clip.budget import Budget
 from metatpt.modules import AdaptationModule, MetaTPTModule, TPTModule, ViewAverageModule, ZeroShotModule
-from metatpt.modules.base import ENSEMBLE, _plain
+from metatpt.modules.base import ENSEMBLE, plain
 from metatpt.types import Adaptation, Batch
 from metatpt.views import ViewBounds
 
@@ -169,7 +169,7 @@ def test_options_of_any_type_load_without_code(tmp_path: Path) -> None:
         "none": None,
         "f": 0.5,
     }
-    torch.save(_plain(options), tmp_path / "options.ckpt")
+    torch.save(plain(options), tmp_path / "options.ckpt")
     loaded = torch.load(tmp_path / "options.ckpt", weights_only=True)
     assert loaded == {
         "path": "x/y", "kind": "a", "list": [1, "z"], "bounds": vars(ViewBounds()), "none": None, "f": 0.5
@@ -371,6 +371,63 @@ def test_a_stream_goes_on_where_it_was_stopped(tiny_clip_folder: Path, options: 
     assert not torch.equal(fresh[0], expected[3])  # it does carry something over
     with pytest.raises(ValueError, match="index order"):
         take(second, range(2, 3))
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_out_of_memory_leaves_a_stream_as_it_was(
+    tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """Memory may run out once the state has been handed on: after the loops, where pixels are made for a gallery."""
+
+    def take(fails_at: int | None, left_out: int | None = None) -> list[Tensor]:
+        module = MetaTPTModule(
+            clip=str(tiny_clip_folder), class_names=NAMES, n_views=6, outer_lr_relative=2.0, predict="original",
+            augmentation="online",
+        )  # fmt: skip
+        module.start_run(online=True)
+        module.keep_views = True
+        pixels, left, found = module.selected_pixels, [0], []
+
+        def sometimes(*args: Any) -> Tensor:
+            if left[0]:
+                left[0] -= 1
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return pixels(*args)
+
+        monkeypatch.setattr(module, "selected_pixels", sometimes)
+        for index in range(4):
+            if index == left_out:
+                continue
+            left[0] = failures if index == fails_at else 0
+            module.start_batch(carry=True)
+            found.append(module.process(make_batch(4, 32).select([index])).log_probs)
+        return found
+
+    found = take(fails_at=1)
+    expected = take(None) if failures == 1 else take(None, left_out=1)
+    if failures == 2:
+        assert found.pop(1).isnan().all()
+    for each, value in zip(found, expected, strict=True):
+        assert torch.equal(each, value)
+
+
+def test_a_stream_that_is_not_told_cannot_be_resumed(tiny_clip_folder: Path) -> None:
+    class Counts(ZeroShotModule):
+        def carries_over(self) -> str | None:
+            return "the count"
+
+    class Tells(Counts):
+        def stream(self) -> dict[str, Tensor] | None:
+            return {}
+
+        def resume_stream(self, stream: dict[str, Tensor]) -> None: ...
+
+    options = {"clip": str(tiny_clip_folder), "class_names": NAMES}
+    with pytest.raises(ValueError, match="Counts hands something on .*define stream and resume_stream"):
+        Counts(**options).check_resumable()
+    for kind in (Tells, ZeroShotModule, MetaTPTModule):
+        kind(**options).check_resumable()
+    MetaTPTModule(augmentation="online", **options).check_resumable()
 
 
 def test_where_every_sample_is_alone_there_is_no_stream(tiny_clip_folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metatpt.results import COLUMNS, Record, check_unused, export, make_rows, recover
+from metatpt.results import COLUMNS, Record, check_unused, export, make_rows, recover, start_session
 from metatpt.results.record import record_file
 from metatpt.results.runs import read_run
 from metatpt.types import Adaptation, Batch
@@ -170,7 +170,7 @@ def test_speed_and_memory_are_those_of_the_slowest_and_largest_rank(tmp_path):
     for rank, (indices, seconds, memory) in enumerate([([0, 1, 10], 2.0, 300.0), ([2, 3], 4.0, 200.0)]):
         record = Record(tmp_path, rank)
         record.append(make_samples(indices, 6, [0] * len(indices)))
-        record.note(seconds=seconds, n_predicted=2, peak_memory_mb=memory, n_classes=6)
+        record.note(session=1, seconds=seconds, n_predicted=2, peak_memory_mb=memory, n_classes=6)
         record.close()
     metrics = export(tmp_path, 2).metrics
     assert metrics["images_per_second"] == pytest.approx(4 / 4.0)  # 10 was not predicted
@@ -202,7 +202,7 @@ def test_lost_record_of_a_rank_is_an_error(tmp_path):
         Record(tmp_path / "elsewhere", 1)
 
 
-@pytest.mark.parametrize("name", ["predictions.csv", "metrics.json", "config.yaml", "record-rank3.sqlite"])
+@pytest.mark.parametrize("name", ["predictions.csv", "metrics.json", "config.yaml", "record-rank3.sqlite", "views"])
 def test_folder_that_holds_a_run_is_refused(tmp_path, name):
     check_unused(tmp_path / "new")
     (tmp_path / "notes.txt").touch()
@@ -258,7 +258,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_record import Record, make_samples
 records = [Record({str(tmp_path)!r}, rank) for rank in range(2)]
 for record, indices in zip(records, [[0, 2, 10], [1, 3]]):
-    record.note(n_total=100, n_classes=6, seconds=9.0, n_predicted=3)
+    record.note(n_total=100, n_classes=6, session=1, seconds=9.0, n_predicted=3)
     record.append(make_samples(indices, 6, [i % 6 for i in indices]))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -278,9 +278,12 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert progress.stream is None
     assert not list(tmp_path.glob("*-wal"))
 
+    assert [row["index"] for row in read_run(tmp_path).rows] == [0, 1, 2, 3, 10]  # looking changes nothing
+    assert progress.session == 2
+    start_session(tmp_path, progress)
     record = Record(tmp_path, 0)
     record.append(make_samples([4, 10], 6, [4, 4]))
-    record.note(seconds=2.0, n_predicted=1)
+    record.note(session=2, seconds=2.0, n_predicted=1)
     record.close()
     outcome = export(tmp_path)
     whole = write_run(tmp_path / "whole", [[0, 1, 2, 3, 4, 10]], 6)
@@ -297,6 +300,8 @@ def test_a_stream_is_kept_with_its_rows(tmp_path):
         record.append(make_samples([index], 6, [0]), stream)
     record.close()
     progress = recover(tmp_path)
+    start_session(tmp_path, progress)
+    assert len(read_run(tmp_path).rows) == 2
     assert list(progress.done) == [9, 10]
     assert progress.stream.keys() == stream.keys()
     for name, value in stream.items():
@@ -363,3 +368,53 @@ def test_a_read_only_folder_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OSError, match=r"Cannot write .*record-rank0\.sqlite: unable to open"):
         Record(tmp_path)
+
+
+def test_what_a_new_session_makes_untrue_goes(tmp_path):
+    write_run(tmp_path, [[0, 1, 10]], 6)
+    (tmp_path / "cost.json").touch()
+    start_session(tmp_path, recover(tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["record-rank0.sqlite"]
+    run = read_run(tmp_path)
+    assert [row["index"] for row in run.rows] == [0, 1]
+    assert not run.complete
+
+
+def test_speed_is_that_of_the_last_session_that_did_something(tmp_path):
+    for session, (predicted, seconds) in enumerate([(3, 1.0), (2, 4.0)], 1):
+        record = Record(tmp_path)
+        record.append(make_samples([session], 6, [0]))
+        record.note(session=session, n_predicted=predicted, seconds=seconds, n_classes=6)
+        record.close()
+    other = Record(tmp_path, 1)  # of the first session, which had two processes
+    other.note(session=1, n_predicted=100, seconds=9.0)
+    other.close()
+    assert export(tmp_path).metrics["images_per_second"] == 0.5
+
+
+def test_a_killed_run_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_record import Record, make_samples
+record = Record({str(tmp_path)!r})
+record.append(make_samples([0, 1], 6, [0, 1]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    import metatpt.results.record as module
+
+    opened = module._open
+
+    def refuse(file):  # as SQLite does in a read-only folder
+        if file.parent == tmp_path:
+            raise sqlite3.OperationalError("unable to open database file")
+        return opened(file)
+
+    monkeypatch.setattr(module, "_open", refuse)
+    before = sorted(tmp_path.iterdir())
+    assert [row["index"] for row in read_run(tmp_path).rows] == [0, 1]
+    assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "record-rank0.sqlite-wal").unlink()
+    with pytest.raises(OSError, match=r"Cannot read .*record-rank0\.sqlite: unable to open database file\.$"):
+        read_run(tmp_path)

@@ -279,7 +279,7 @@ def test_without_views_nothing_is_averaged(tmp_path):
     page = report(run, to=tmp_path)
     assert "averaged" not in page.text
     assert len(page.accuracies["top-1 accuracy"]) == 2
-    assert "--trainer.callbacks+ ViewGallery keeps them" in page.text
+    assert "There are no views of them" in page.text
 
 
 @pytest.mark.usefixtures("without_plots")

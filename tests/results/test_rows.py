@@ -190,6 +190,7 @@ def test_file_name_that_is_no_utf8_is_written():
         ({"averaged_log_probs": torch.zeros(1, 2)}, r"averaged_log_probs of shape .*got \[1, 2\]"),
         ({"diagnostics": {"angle": torch.zeros(2, 4)}}, r"'angle' of shape \[B\] = \[2\], got \[2, 4\]"),
         ({"diagnostics": {"probability": torch.zeros(2)}}, "'probability', which is a column"),
+        ({"diagnostics": {"milliseconds": torch.zeros(2)}}, "'milliseconds', which is a column"),
         ({"status": ["ok"]}, "status with an entry for each of 2"),
     ],
 )

@@ -325,7 +325,9 @@ def main(args: list[str] | None = None) -> int:
             return _report(error, 2)
         except RunError as error:
             return _report(error, 1)
-        except SystemExit as end:  # of jsonargparse's helps, and of Lightning where a run was interrupted
+        except SystemExit as end:  # of jsonargparse's helps, of a run that was told to stop
+            if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's answer to it
+                return _report("interrupted", 130)
             return end.code if isinstance(end.code, int) else 0
         except KeyboardInterrupt:
             return _report("interrupted", 130)

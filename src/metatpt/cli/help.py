@@ -86,7 +86,7 @@ The exit status is 1 where something is wrong.
 """
 
 _REPORT_OPTIONS = """
-  RUN                       folder of a run, also of one that was stopped; several are compared with the first
+  RUN                       folder of a run that has ended or was stopped; several are compared with the first
   --to FOLDER               where report.html and plots/ go (default: the run, or of several report/)
 
 The page needs no network, and nothing beside it.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from metatpt.results.record import CONFIG
-from metatpt.results.runs import leaves
-from metatpt.results.setup import read_setup
+from metatpt.results.record import CONFIG, record_files
+from metatpt.results.setup import leaves, read_setup
 
 from .errors import UsageError
 
-_FREE = ("data.batch_size", "data.num_workers", "data.root", "model.memory", "on_error")
-"""What may be another in the session that goes on: no prediction depends on it (the pictures are checked)."""
+_FREE = ("data.batch_size", "data.num_workers", "model.memory", "on_error")
+"""What may be another in the session that goes on: no prediction depends on it."""
+
+_PLACES = ("data.root", "data.shards", "data.index_file", "data.class_names", "model.pretrained", "ckpt_path")
+"""Where something lies: what lies there is checked by content, once it is read."""
 
 _NOT_FREE_OF_TRAINER = "trainer.precision"
 
@@ -29,12 +34,18 @@ def saved_config(folder: Path, command: str) -> Path:
         UsageError: There is no such run, or it is one of another command.
     """
     config = folder / CONFIG
+    name = shlex.quote(str(folder))
     if not config.is_file():
-        what = f"{folder} has no {CONFIG}, so no run has begun there" if folder.is_dir() else f"{folder} is no folder"
-        raise UsageError(f"--resume {folder}: {what}. Start a run with --run {folder}.")
+        if record_files(folder):
+            raise UsageError(
+                f"--resume {name}: that run was started from Python (it has no {CONFIG}). It goes on there, with "
+                f"RunRecord({str(folder)!r}, resume=True)."
+            )
+        what = f"{name} has no {CONFIG}, so no run has begun there" if folder.is_dir() else f"{name} is no folder"
+        raise UsageError(f"--resume {name}: {what}. Start a run with --run {name}.")
     stage = read_setup(folder).get("stage", command)
     if stage != command:
-        raise UsageError(f"--resume {folder}: it is a run of {stage}: metatpt {stage} --resume {folder}.")
+        raise UsageError(f"--resume {name}: it is a run of {stage}: metatpt {stage} --resume {name}.")
     return config
 
 
@@ -49,19 +60,26 @@ def check_same_config(saved: Path, now: str) -> None:
         UsageError: Naming each difference.
     """
     before, after = (dict(leaves(yaml.safe_load(text))) for text in (saved.read_text(encoding="utf-8"), now))
+    names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
+    # Another class has other options, which would only hide that.
+    classes = [name for name in names if name.endswith(".class_path") and name.count(".") == 1]
     lines = [
-        f"--{name} {after.get(name)!r} (the run: {before.get(name)!r})"
-        for name in dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name) and not _is_free(name)
+        f"--{name.removesuffix('.class_path')} {_shown(after, name)} (the run: {_shown(before, name)})"
+        for name in classes or names
+        if not _is_free(name)
     ]
     if lines:
         raise UsageError(
             f"--resume {saved.parent}: the run goes on with its own config, and this is another one:\n  "
             + "\n  ".join(lines)
-            + f"\nLeave these out, or start a new run. (Free to change: {', '.join(_FREE)}, and the trainer's options "
-            "but for the precision.)"
+            + f"\nLeave these out, or start a new run. (Free to change: {', '.join([*_FREE, *_PLACES])}, and the "
+            "trainer's options but for the precision.)"
         )
 
 
+def _shown(options: Mapping[str, Any], name: str) -> str:
+    return repr(options[name]) if name in options else "not set"
+
+
 def _is_free(name: str) -> bool:
-    return name in _FREE or (name.startswith("trainer.") and name != _NOT_FREE_OF_TRAINER)
+    return name in (*_FREE, *_PLACES) or (name.startswith("trainer.") and name != _NOT_FREE_OF_TRAINER)

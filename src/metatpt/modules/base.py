@@ -175,14 +175,23 @@ class AdaptationModule(lightning.LightningModule, ABC):
         return {_LAST_INDEX: torch.tensor([self._last_index]), **held}
 
     def resume_stream(self, stream: State) -> None:
-        """Go on after the sample that :meth:`stream` was asked for; called once the run has started."""
+        """Go on after the sample that :meth:`stream` was asked for; its tensors are on the module's device."""
         self._last_index = int(stream[_LAST_INDEX])
-        prompt = {
-            name.removeprefix(_PROMPT): value.to(self.device)
-            for name, value in stream.items()
-            if name.startswith(_PROMPT)
-        }
+        prompt = {name.removeprefix(_PROMPT): value for name, value in stream.items() if name.startswith(_PROMPT)}
         self._final = prompt or None
+
+    def check_resumable(self) -> None:
+        """Refuse to resume a method that hands something on without saying what.
+
+        Raises:
+            ValueError: Its class defines :meth:`carries_over`, but not :meth:`stream` and :meth:`resume_stream`.
+        """
+        place = {name: _defined(type(self), name) for name in ("carries_over", "stream", "resume_stream")}
+        if self.carries_over() is not None and place["carries_over"] < max(place["stream"], place["resume_stream"]):
+            raise ValueError(
+                f"{type(self).__name__} hands something on from sample to sample (carries_over), but does not say "
+                "what: define stream and resume_stream, so that a run of it can be resumed"
+            )
 
     def count_earlier(self, n_labelled: int, n_right: int, n_zero_shot_right: int) -> None:
         """Count samples of the same run that were adapted before it was stopped."""
@@ -229,12 +238,10 @@ class AdaptationModule(lightning.LightningModule, ABC):
 
     def _adapt_within_memory(self, batch: Batch) -> Adaptation | str:
         """What :meth:`adapt` gives, or why memory does not suffice for it."""
-        try:
-            return self.adapt(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        stream = self.stream()
+        result = self._try(batch, stream)
+        if isinstance(result, Adaptation):
+            return result
         # Here, where nothing holds the tensors of the failed attempt any more.
         self.prompt.release()
         if batch.image.device.type == "cuda":
@@ -243,15 +250,22 @@ class AdaptationModule(lightning.LightningModule, ABC):
         _log.warning(
             "Out of memory (%s): from here on activations take half as much, %d MB (--model.memory), and the batch is "
             "tried once more. A smaller --data.batch_size helps too.",
-            reason,
+            result,
             left >> 20,
         )
+        result = self._try(batch, stream)
+        return f"out of memory, twice: {result}" if isinstance(result, str) else result
+
+    def _try(self, batch: Batch, stream: State | None) -> Adaptation | str:
+        """What :meth:`adapt` gives, or what torch says where memory runs out: then the stream is as it was."""
         try:
             return self.adapt(batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return f"out of memory, twice: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            if stream is not None:
+                self.resume_stream(stream)
+            return str(error).partition("\n")[0] or type(error).__name__
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Adaptation]:
         """As :meth:`test_step`, on the validation split."""
@@ -342,7 +356,7 @@ class AdaptationModule(lightning.LightningModule, ABC):
             "name": self.clip.name, "pretrained": self.clip.pretrained, "fingerprint": self.clip.fingerprint()
         }  # fmt: skip
         if "hyper_parameters" in checkpoint:
-            checkpoint["hyper_parameters"] = _plain(dict(checkpoint["hyper_parameters"]))
+            checkpoint["hyper_parameters"] = plain(dict(checkpoint["hyper_parameters"]))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another CLIP, and missing or unknown learned values.
@@ -365,20 +379,25 @@ class AdaptationModule(lightning.LightningModule, ABC):
             raise ValueError(f"the checkpoint holds {shapes[1]}, and {type(self).__name__} learns {shapes[0]}")
 
 
+def _defined(cls: type, name: str) -> int:
+    """How far up in the line of its classes a method is defined; the nearer, the smaller."""
+    return next(place for place, each in enumerate(cls.__mro__) if name in vars(each))
+
+
 def _learned(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if not key.startswith("prompt.clip.")}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as ``torch.load(weights_only=True)`` takes it: dataclasses as dictionaries, paths and enums as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
+        return plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, enum.Enum):
-        return _plain(value.value)
+        return plain(value.value)
     return value if value is None or isinstance(value, (bool, int, float, str, Tensor)) else str(value)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from metatpt.metrics import KINDS, Gain, gain, right, scored
 
 from . import plots
-from .runs import Run, leaves, options
+from .runs import Run, options
+from .setup import leaves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,10 @@ import csv
 import heapq
 import json
 import re
+import shlex
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,22 +28,18 @@ from metatpt.metrics import summarize
 from metatpt.types import State
 
 from .files import replaced
-from .rows import COLUMNS, Cell, Row
+from .rows import COLUMNS, RECORDED, Cell, Row
 
 PREDICTIONS = "predictions.csv"
 METRICS = "metrics.json"
 CONFIG = "config.yaml"
+COST = "cost.json"
+VIEWS = "views"
 LISTED = 10
 """How many skipped pictures a summary lists by name."""
 
-RECORDED = (*COLUMNS, "milliseconds")
-"""The columns of the record. `predictions.csv` has no times in it, so that two equal runs leave equal files."""
-
 _TYPES = {"_index": "INTEGER", "_rank": "INTEGER", "probability": "REAL", "entropy": "REAL", "milliseconds": "REAL"}
 """By the end of a column's name."""
-
-_OF_ONE_SESSION = ("seconds", "n_predicted", "peak_memory_mb")
-"""Facts that are those of the session that ended a run, if it was resumed."""
 
 _RECORD = re.compile(r"record-rank(\d+)\.sqlite")
 
@@ -67,11 +66,14 @@ class Progress:
     """How far a run had come when it was stopped.
 
     Attributes:
-        done: Path and label (None where unknown) of every picture that has its row, by index.
+        done: Path and label (None where unknown) of every picture that has its prediction, by index. Skipped ones are
+            left to be tried again (the disk that failed may be there again); not in a stream, whose pictures come in
+            order.
         n_labelled: How many of them have a label and a prediction.
         n_right: How many of these are right.
         n_zero_shot_right: How many of these were right without adaptation.
         stream: What was carried over from the last picture to the next, where anything was.
+        session: The number of the session that goes on, from 1.
     """
 
     done: dict[int, tuple[str, int | None]] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class Progress:
     n_right: int = 0
     n_zero_shot_right: int = 0
     stream: State | None = None
+    session: int = 1
 
 
 def check_unused(folder: str | Path, *, config: bool = True) -> None:
@@ -96,11 +99,12 @@ def check_unused(folder: str | Path, *, config: bool = True) -> None:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"The run folder {folder} is a file: give another one with --run.")
-    names = [PREDICTIONS, METRICS, *([CONFIG] if config else [])]
+    names = [PREDICTIONS, METRICS, VIEWS, *([CONFIG] if config else [])]
     found = [name for name in names if (folder / name).exists()] + [file.name for file in record_files(folder)]
     if found:
         raise FileExistsError(
-            f"The run folder {folder} already holds a run ({', '.join(found)}). Go on with it with --resume {folder}, "
+            f"The run folder {folder} already holds a run ({', '.join(found)}). Go on with it with --resume "
+            f"{shlex.quote(str(folder))}, "
             "give another one with --run (without it, a new one is made under runs/), or remove this one."
         )
 
@@ -187,10 +191,7 @@ def record_file(folder: str | Path, rank: int) -> Path:
 
 
 def recover(folder: str | Path) -> Progress:
-    """Gets the records of a run that was stopped ready to be added to.
-
-    Pictures that were skipped count as not done, so that they are tried again (the disk that failed may be there
-    again); not in a stream, whose pictures come in order.
+    """How far a run had come. What it has recorded stays as it is; the log of a killed process is folded in.
 
     Args:
         folder: The run folder.
@@ -200,19 +201,19 @@ def recover(folder: str | Path) -> Progress:
         ValueError: Two different pictures have the same index.
     """
     done: dict[int, tuple[str, int | None]] = {}
-    n_labelled = n_right = n_zero_shot_right = 0
+    n_labelled = n_right = n_zero_shot_right = sessions = 0
     stream: State | None = None
     for file in record_files(folder):
         with _clear_errors(file), closing(_connect(file)) as connection:
-            connection.execute("PRAGMA journal_mode=DELETE")  # folds in the log that a killed process has left
+            connection.execute("PRAGMA journal_mode=DELETE")
             held = connection.execute("SELECT value FROM stream").fetchone()
             stream = stream if held is None else safetensors.torch.load(held[0])
-            with connection:
-                if held is None:
-                    connection.execute("DELETE FROM rows WHERE status = 'skipped'")
-                connection.executemany("DELETE FROM facts WHERE name = ?", [(name,) for name in _OF_ONE_SESSION])
+            noted = connection.execute("SELECT value FROM facts WHERE name = 'session'").fetchone()
+            sessions = max(sessions, 0 if noted is None else json.loads(noted[0]))
             names = "path, label_index, prediction_index, zero_shot_prediction_index"
-            for index, path, label, adapted, zero_shot in connection.execute(f'SELECT "index", {names} FROM rows'):
+            which = "WHERE status != 'skipped'" if held is None else ""
+            rows = connection.execute(f'SELECT "index", {names} FROM rows {which}')
+            for index, path, label, adapted, zero_shot in rows:
                 if index in done:
                     _check_same(index, done[index][0], path)
                     continue
@@ -221,7 +222,29 @@ def recover(folder: str | Path) -> Progress:
                     n_labelled += 1
                     n_right += adapted == label
                     n_zero_shot_right += zero_shot == label
-    return Progress(done, n_labelled, n_right, n_zero_shot_right, stream)
+        file.with_name(f"{file.name}-shm").unlink(missing_ok=True)  # of somebody who has read the log
+    return Progress(done, n_labelled, n_right, n_zero_shot_right, stream, sessions + 1)
+
+
+def start_session(folder: str | Path, progress: Progress) -> None:
+    """Gets a run ready to be added to: what was made from its record at an end goes, and so do rows to be tried again.
+
+    Args:
+        folder: The run folder.
+        progress: What :func:`recover` has found there.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    for name in (PREDICTIONS, METRICS, COST):
+        Path(folder, name).unlink(missing_ok=True)
+    if progress.stream is not None:
+        return
+    for file in record_files(folder):
+        with _clear_errors(file), closing(_connect(file)) as connection:
+            with connection:
+                connection.execute("DELETE FROM rows WHERE status = 'skipped'")
+            connection.execute("PRAGMA journal_mode=DELETE")
 
 
 def export(folder: str | Path, world_size: int = 1) -> Outcome:
@@ -271,18 +294,20 @@ def figures(rows: Iterable[Row], facts: Sequence[dict[str, Any]]) -> dict[str, f
 
     Args:
         rows: The rows of all ranks, read once.
-        facts: What each rank has noted. Speed and memory are those of the session that ended the run.
+        facts: What each rank has noted. Speed and memory are those of the last `session` that predicted something.
     """
 
-    def noted(name: str) -> list[Any]:
-        return [of_rank[name] for of_rank in facts if of_rank.get(name) is not None]
+    def noted(name: str, session: int | None = None) -> list[Any]:
+        chosen = (of_rank for of_rank in facts if session is None or of_rank.get("session") == session)
+        return [of_rank[name] for of_rank in chosen if of_rank.get(name) is not None]
 
-    n_total, n_classes, seconds, memory = map(noted, ("n_total", "n_classes", "seconds", "peak_memory_mb"))
-    metrics = summarize(rows, n_classes=max(n_classes, default=0), n_total=0)
-    metrics["n_total"] = max(n_total, default=metrics["n"])
-    if sum(noted("n_predicted")) > 0 and max(seconds, default=0.0) > 0:
-        metrics["images_per_second"] = sum(noted("n_predicted")) / max(seconds)
-    if memory:
+    metrics = summarize(rows, n_classes=max(noted("n_classes"), default=0), n_total=0)
+    metrics["n_total"] = max(noted("n_total"), default=metrics["n"])
+    last = max(noted("session"), default=1)
+    n_predicted, seconds = sum(noted("n_predicted", last)), max(noted("seconds", last), default=0.0)
+    if n_predicted and seconds > 0:
+        metrics["images_per_second"] = n_predicted / seconds
+    if memory := noted("peak_memory_mb", last):
         metrics["peak_memory_mb"] = max(memory)
     return metrics
 
@@ -310,7 +335,7 @@ def read_facts(file: Path) -> dict[str, Any]:
     Raises:
         OSError: It cannot be read.
     """
-    with _clear_errors(file), closing(_open(file)) as connection:
+    with _clear_errors(file, "read"), _reading(file) as connection:
         return {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM facts")}
 
 
@@ -335,8 +360,8 @@ def _index(row: Row) -> int:
 
 
 def _rows(file: Path, stack: ExitStack) -> Iterator[Row]:
-    with _clear_errors(file):
-        connection = stack.enter_context(closing(_open(file)))
+    with _clear_errors(file, "read"):
+        connection = stack.enter_context(_reading(file))
         names = ", ".join(f'"{name}"' for name in RECORDED)
         for *cells, diagnostics in connection.execute(f'SELECT {names}, diagnostics FROM rows ORDER BY "index"'):
             row: dict[str, Cell] = dict(zip(RECORDED, cells, strict=True))
@@ -360,6 +385,25 @@ def _connect(file: Path) -> sqlite3.Connection:
     return connection
 
 
+@contextmanager
+def _reading(file: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that only reads."""
+    log = file.with_name(f"{file.name}-wal")
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(closing(_open(file)))
+            connection.execute("SELECT 1 FROM facts")
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error) or not log.exists():
+                raise
+            # Of a killed run: to read its log takes a file beside it, which a read-only folder cannot have.
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for each in (file, log):
+                shutil.copy(each, folder)
+            connection = stack.enter_context(closing(_open(folder / file.name)))
+        yield connection
+
+
 def _open(file: Path) -> sqlite3.Connection:
     return sqlite3.connect(file.resolve().as_uri() + "?mode=ro", uri=True, timeout=1.0)
 
@@ -371,17 +415,16 @@ def _sql_type(column: str) -> str:
 
 
 @contextmanager
-def _clear_errors(file: Path) -> Iterator[None]:
+def _clear_errors(file: Path, what: str = "write") -> Iterator[None]:
     """SQLite's errors of one line without a file name, as an error that names it and says what to do."""
     try:
         yield
+    except sqlite3.IntegrityError:
+        raise
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.IntegrityError):
-            raise
         if "locked" in str(error):
             raise OSError(f"{file} is in use: a run is still writing there (database is locked).") from error
         if "malformed" in str(error) or "not a database" in str(error):
             raise OSError(f"{file} is damaged ({error}): it is no record that was written here whole.") from error
-        raise OSError(
-            f"Cannot write {file}: {error}. Is the disk full, or the folder read-only? Rows written before are whole."
-        ) from error
+        why = "Is the disk full, or the folder read-only? Rows written before are whole." if what == "write" else ""
+        raise OSError(f"Cannot {what} {file}: {error}. {why}".rstrip()) from error

@@ -29,6 +29,9 @@ COLUMNS: tuple[str, ...] = (
 )
 """The columns of every run, in order; a method's diagnostics follow them under their own names."""
 
+RECORDED = (*COLUMNS, "milliseconds")
+"""The columns of the record. `predictions.csv` has no times in it, so that two equal runs leave equal files."""
+
 _FLOOR = float(np.finfo(np.float64).tiny)  # exp(-708): below it a probability would lose digits, then become 0
 _SKIPPED: Status = "skipped"
 
@@ -165,8 +168,8 @@ def _check(batch: Batch, adaptation: Adaptation, class_names: Sequence[str]) -> 
                 f"Expected diagnostic {name!r} of shape [B] = [{len(batch)}], got {list(values.shape)}: "
                 "a diagnostic is one figure per sample."
             )
-        if name in COLUMNS:
-            raise ValueError(f"A diagnostic is called {name!r}, which is a column of predictions.csv: rename it.")
+        if name in RECORDED:
+            raise ValueError(f"A diagnostic is called {name!r}, which is a column of every record: rename it.")
     for name in ("status", "reason"):
         given = getattr(adaptation, name)
         if given and len(given) != len(batch):

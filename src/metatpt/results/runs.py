@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .record import CONFIG, METRICS, figures, read_facts, read_rows, record_files
+from .record import CONFIG, METRICS, VIEWS, figures, read_facts, read_rows, record_files
 from .rows import Cell, Row
 from .setup import read_setup
-
-_VIEWS = "views"
 
 
 @dataclass(frozen=True)
@@ -67,19 +65,6 @@ def options(run: Run) -> dict[str, Any]:
     return content
 
 
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested options, by the names that the command line has for them.
-
-    >>> dict(leaves({"model": {"class_path": "A", "init_args": {"bounds": {"scale": 2}}}, "seed_everything": 0}))
-    {'model.class_path': 'A', 'model.bounds.scale': 2, 'seed_everything': 0}
-    """
-    if not isinstance(value, dict) or not value:
-        yield name, value
-        return
-    for key, each in value.items():
-        yield from leaves(each, name if key == "init_args" else f"{name}.{key}".lstrip("."))
-
-
 def change(row: Row) -> float | None:
     """What adaptation changed for a picture: the probability that its label gained, or the entropy lost, in nats.
 
@@ -116,10 +101,10 @@ def largest_changes(rows: Iterable[Row], n: int) -> tuple[list[Row], list[Row]]:
 
 def strip_file(folder: Path, index: Cell) -> Path:
     """Where the views of a picture are shown, in a run folder that has a gallery."""
-    return folder / _VIEWS / f"{index}.png"
+    return folder / VIEWS / f"{index}.png"
 
 
 def strip_files(folder: Path) -> dict[Cell, Path]:
     """The gallery of a run: file by index of the picture."""
-    files = (folder / _VIEWS).glob("*.png")
+    files = (folder / VIEWS).glob("*.png")
     return {int(file.stem): file for file in files if file.stem.isdigit()}

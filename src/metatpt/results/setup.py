@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,16 +46,18 @@ def check_same_setup(before: dict[str, Any], now: dict[str, Any]) -> None:
 
     Args:
         before: That of the run; what it does not say may be anything.
-        now: What has to be the same.
+        now: What has to be the same. Where things lie is not in it, but what they hold.
 
     Raises:
         ValueError: Naming each difference.
     """
     now = json.loads(json.dumps(now))  # tuples as lists
+    shared = {name: value for name, value in now.items() if name in before}
+    earlier, later = (dict(leaves(each)) for each in ({name: before[name] for name in shared}, shared))
     lines = [
-        f"{name}: {value!r} (the run: {before[name]!r})"
-        for name, value in now.items()
-        if name in before and before[name] != value
+        f"{name}: {later.get(name)!r} (the run: {earlier.get(name)!r})"
+        for name in dict.fromkeys([*earlier, *later])
+        if earlier.get(name) != later.get(name)
     ]
     if lines:
         raise ValueError(
@@ -61,6 +65,25 @@ def check_same_setup(before: dict[str, Any], now: dict[str, Any]) -> None:
             + "\n  ".join(lines)
             + "\nBring it back, or start a new run with --run."
         )
+
+
+def file_hash(file: str | Path) -> str:
+    """SHA-256 of a file."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested options, by the names that the command line has for them.
+
+    >>> dict(leaves({"model": {"class_path": "A", "init_args": {"bounds": {"scale": 2}}}, "seed_everything": 0}))
+    {'model.class_path': 'A', 'model.bounds.scale': 2, 'seed_everything': 0}
+    """
+    if not isinstance(value, dict) or not value:
+        yield name, value
+        return
+    for key, each in value.items():
+        yield from leaves(each, name if key == "init_args" else f"{name}.{key}".lstrip("."))
 
 
 def versions() -> dict[str, str]:

@@ -172,6 +172,11 @@ class MetaTPTCLI(LightningCLI):
             except argparse.ArgumentError as error:
                 given = {key.replace(".init_args.", "."): value for key, value in self.request.options}
                 raise UsageError(explain(str(error), given, type_of, options_at, self.request.sources)) from error
+            except Exception as error:
+                if not type(error).__module__.startswith("yaml."):
+                    raise
+                # Of a value that is no YAML, or names a Python object: not every way through jsonargparse catches it.
+                raise UsageError(" ".join(str(error).split())) from error
 
     def _check_names(self, known: list[str]) -> None:
         """Refuse options that neither the Trainer nor this command line has (classes' own were checked before)."""

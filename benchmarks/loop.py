@@ -15,12 +15,11 @@ from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
-import lightning
 import torch
-from measure import costs, machine, parser
+from measure import costs, machine, parser, quiet_trainer
 from torch.utils.data import DataLoader
 
-from metatpt.callbacks import ResetPrompts, RunRecord
+from metatpt.callbacks import RunRecord
 from metatpt.datamodules import ShiftedShapesDataModule
 from metatpt.modules import MetaTPTModule, TPTModule
 from metatpt.modules.tuning import PromptTuningModule
@@ -41,16 +40,7 @@ def alone(module: PromptTuningModule, batches: list[Batch]) -> None:
 
 def tested(module: PromptTuningModule, batches: list[Batch]) -> None:
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # its own tables
-        trainer = lightning.Trainer(
-            accelerator="cpu",
-            inference_mode=False,
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[ResetPrompts(), RunRecord(Path(folder) / "run")],
-        )
+        trainer = quiet_trainer(folder, RunRecord(Path(folder) / "run"))
         trainer.test(module, DataLoader(batches, batch_size=None), verbose=False)
 
 

@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+import lightning
 import open_clip
 import torch
 from safetensors.torch import save_file
 
+from metatpt.callbacks import ResetPrompts
 from metatpt.types import Batch
 
 
@@ -109,6 +111,21 @@ def random_batch(size: int, resolution: int) -> Batch:
         index=torch.arange(size),
         path=[str(number) for number in range(size)],
         error=[None] * size,
+    )
+
+
+def quiet_trainer(folder: str, *callbacks: lightning.Callback) -> lightning.Trainer:
+    """A Trainer on the CPU with the reset and these callbacks, which prints and writes nothing else."""
+    return lightning.Trainer(
+        accelerator="cpu",
+        inference_mode=False,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[ResetPrompts(), *callbacks],
     )
 
 

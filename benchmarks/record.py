@@ -19,12 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch import Callback
-from measure import costs, machine, parser
+from measure import costs, machine, parser, quiet_trainer
 
-from metatpt.callbacks import CostMeter, ResetPrompts, RunRecord, ViewGallery
+from metatpt.callbacks import CostMeter, RunRecord, ViewGallery
 from metatpt.datamodules import ShiftedShapesDataModule
 from metatpt.modules import AdaptationModule, MetaTPTModule, TPTModule, ZeroShotModule
 
@@ -74,17 +73,7 @@ class Watched:
 def run(module: AdaptationModule, samples: int, *makes: Make) -> float:
     """Seconds of a run with callbacks."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # its own tables
-        trainer = lightning.Trainer(
-            accelerator="cpu",
-            inference_mode=False,
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-            callbacks=[ResetPrompts(), *(make(Path(folder)) for make in makes)],
-        )
+        trainer = quiet_trainer(folder, *(make(Path(folder)) for make in makes))
         start = time.perf_counter()
         trainer.test(module, datamodule=ShiftedShapesDataModule(max_samples=samples), verbose=False)
         return time.perf_counter() - start

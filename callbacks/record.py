@@ -48,9 +48,9 @@ class RunRecord(Callback):
     """Writes what `validate`, `test` or `predict` finds into a run folder, and prints it at the end.
 
     While it runs, every rank appends its rows to a record of its own, durably, batch by batch; at the end rank 0
-    writes `predictions.csv` and `metrics.json` from all of them. `setup.json` says what the run's options stand for:
-    the weights' preprocessing and hash, the class names, versions, git revisions, the hardware. It says nothing in
-    `fit`.
+    writes `predictions.csv` and `metrics.json` from all of them. `setup.json` says what a prediction depends on (the
+    method's options, seed, policy, hashes of weights and checkpoint, preprocessing, class names), and of each session
+    when and where it ran. It says nothing in `fit`.
 
     It expects a :class:`~metatpt.types.Batch`, and an :class:`~metatpt.types.Adaptation` as output: bare from
     `predict_step`, as ``{"adaptation": ...}`` from the other steps. Names of classes and the size of the split come
@@ -62,8 +62,8 @@ class RunRecord(Callback):
 
     `images_per_second`: pictures with a prediction, of all ranks, by the wall-clock seconds of the slowest rank, from
     the start of the loop to the end of the last batch: reading, warm-up and this record included; of a resumed run
-    those of its last session. A row's `milliseconds` (in the record only) are those of its batch, from its being on
-    the device to its predictions being read, by the pictures in it.
+    those of the last session that predicted something. A row's `milliseconds` (in the record only) are those of its
+    batch, from its being on the device to its predictions being read, by the pictures in it.
 
     `peak_memory_mb`, in units of 2**20 bytes, of the rank with the most: on a GPU what tensors took at most during the
     run, else the largest resident set of the process so far, workers not included; left out where the system does not

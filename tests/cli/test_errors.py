@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 from helpers.command_line import CommandLine
 
-from metatpt.cli.errors import is_check, root_cause, words
+from metatpt.cli.errors import is_check, is_lost_process, root_cause, words
 
 TYPED = {
     # commands
@@ -250,3 +251,16 @@ def test_status_reaches_the_shell(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(SystemExit) as exit_:
         runpy.run_path(str(Path(package.__file__).with_name("__main__.py")), run_name="__main__")
     assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:9"), True),
+        (torch.distributed.DistBackendError("NCCL error"), True),
+        (RuntimeError("shapes do not fit"), False),
+        (ValueError("a check"), False),
+    ],
+)
+def test_a_process_that_was_lost_is_told_from_other_errors(error: Exception, lost: bool):
+    assert is_lost_process(error) == lost

@@ -12,6 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 import metatpt.callbacks  # noqa: F401  (known by name once they are imported)
+from metatpt.class_paths import class_path
 from metatpt.datamodules import BaseDataModule
 from metatpt.modules import AdaptationModule
 
@@ -89,16 +90,6 @@ def find_class(section: str, name: str, source: str = "") -> type:
 def missing_methods(cls: type) -> list[str]:
     """The methods that a base class leaves to others (whether or not its metaclass enforces it)."""
     return [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]
-
-
-def class_path(cls: type) -> str:
-    """The path of a class: that of the outermost package which exports it."""
-    parts = cls.__module__.split(".")
-    for length in range(1, len(parts)):
-        package = ".".join(parts[:length])
-        if getattr(sys.modules.get(package), cls.__name__, None) is cls:
-            return f"{package}.{cls.__name__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 @cache

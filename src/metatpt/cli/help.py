@@ -11,7 +11,9 @@ import textwrap
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
-from .classes import class_path, find_class, known_classes, option_types
+from metatpt.class_paths import class_path
+
+from .classes import find_class, known_classes, option_types
 from .errors import UsageError, parts
 from .request import shipped_configs
 

@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
+from metatpt.class_paths import class_path
 from metatpt.datamodules.names import quote_class_names, quote_entries
 
-from .classes import BASES, check_option, class_path, find_class, known_classes
+from .classes import BASES, check_option, find_class, known_classes
 from .errors import UsageError, did_you_mean
 from .resume import saved_config
 

@@ -17,8 +17,12 @@ Projection = Literal["query", "key", "value", "out"]
 class BlockHook:
     """What a prompt learner changes inside a tower; as it stands, nothing.
 
-    Deep prompts override :meth:`enter`, low-rank updates :meth:`project`.
+    Deep prompts override :meth:`enter`, low-rank updates :meth:`project`, tokens with features of their own
+    :meth:`pool` and `n_pooled`.
     """
+
+    n_pooled: int = 1
+    """Leading tokens of a picture that the last block computes where the class token is pooled: what `pool` needs."""
 
     def enter(self, block: int, x: Tensor) -> Tensor:
         """The tokens that go into a block.
@@ -36,6 +40,16 @@ class BlockHook:
     def project(self, block: int, which: Projection, x: Tensor, y: Tensor) -> Tensor:
         """What a projection of a block's attention gives: ``y`` ``[N, T, d]`` for its input ``x`` ``[N, T, d]``."""
         return y
+
+    def pool(self, visual: Any, x: Tensor) -> Tensor:
+        """Features ``[N, D]``, or several of each picture ``[N, F, D]``, from what the last block gives.
+
+        Args:
+            visual: The image tower, one of :func:`metatpt.clip.vit.plain_vit`.
+            x: ``[N, n_pooled, d]`` where the class token is pooled, else all tokens.
+        """
+        pooled, _ = visual._pool(x)
+        return pooled if visual.proj is None else pooled @ visual.proj  # type: ignore[no-any-return]
 
 
 IDENTITY = BlockHook()

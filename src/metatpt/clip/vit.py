@@ -1,7 +1,7 @@
 """The image tower of open_clip's plain vision transformers, with each token and each gradient once.
 
 open_clip's modules in parts (:mod:`metatpt.clip.blocks`) on fused attention; where the class token is pooled, the last
-block computes that token alone. The same features and gradients as ``encode_image``.
+block computes that token alone (and those that a prompt learner's hook pools). The same features and gradients as ``encode_image``.
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ def encode_pictures(visual: Any, pixels: Tensor, hook: BlockHook) -> Tensor:
         hook: What a prompt learner changes on the way.
 
     Returns:
-        ``[N, D]``, not normalised.
+        ``[N, D]``, or what the hook pools; not normalised.
     """
     x = visual._embeds(pixels)
     blocks = visual.transformer.resblocks
     for number, block in enumerate(blocks):
         x = hook.enter(number, x)
-        only_class = number + 1 == len(blocks) and visual.pool_type == "tok"
-        query, key, value = project(block, number, x, hook, slice(0, 1) if only_class else None)
+        pooled = slice(0, hook.n_pooled) if number + 1 == len(blocks) and visual.pool_type == "tok" else None
+        query, key, value = project(block, number, x, hook, pooled)
         attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        x = finish(block, number, x[:, :1] if only_class else x, attended, hook)
-    pooled, _ = visual._pool(x)
-    return pooled if visual.proj is None else pooled @ visual.proj  # type: ignore[no-any-return]
+        x = finish(block, number, x if pooled is None else x[:, pooled], attended, hook)
+    return hook.pool(visual, x)

@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric, SumMetric
 
 from metatpt.clip import FrozenCLIP, load_clip
 from metatpt.clip.budget import is_out_of_memory
-from metatpt.prompts import Head, PromptLearner, TemplatePrompt, TextPrompt
+from metatpt.prompts import Head, PromptFactory, PromptLearner, TemplatePrompt, TextPrompt, as_factory
 from metatpt.rng import run_seed, sample_generator
 from metatpt.types import Adaptation, Batch, Preprocessing, State
 
@@ -44,6 +44,8 @@ class AdaptationModule(lightning.LightningModule, ABC):
         class_names: The C classes. The command line takes them from the data.
         memory: Megabytes that activations may take, about, or ``auto``: half of what is free on the device at first
             use. What needs more goes through in chunks, recomputed in the backward pass.
+        prompt: The prompt learner, a class of :mod:`metatpt.prompts` and its options. By default the words of the
+            template before the class name, where the method tunes them, else the template as it is.
     """
 
     tunes: ClassVar[bool] = True
@@ -56,14 +58,16 @@ class AdaptationModule(lightning.LightningModule, ABC):
         template: str | list[str] = "a photo of a {}.",
         class_names: list[str] | None = None,
         memory: int | Literal["auto"] = "auto",
+        prompt: PromptFactory | None = None,
     ) -> None:
         super().__init__()
         if not class_names:
             raise ValueError("class_names is empty: give the list of classes (the command line takes it from --data)")
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["prompt"])
         self.strict_loading = False  # checkpoints leave out the frozen weights; on_load_checkpoint is our own check
         self.class_names = list(class_names)
-        self.prompt = self.configure_prompt(load_clip(clip, pretrained, memory), template)
+        self.prompt = self.configure_prompt(load_clip(clip, pretrained, memory), template, prompt)
+        self.save_hyperparameters({"prompt": None if prompt is None else self.prompt.config})
         self.seed: int | None = None
         self._carried: State | None = None
         self._final: State | None = None
@@ -72,19 +76,26 @@ class AdaptationModule(lightning.LightningModule, ABC):
         self._last_index = -1
         self.configure_metrics()
 
-    def configure_prompt(self, clip: FrozenCLIP, template: str | list[str]) -> PromptLearner:
-        """The prompt learner: tunable context where the method tunes, else hand-written prompts."""
-        if not self.tunes:
+    def configure_prompt(
+        self, clip: FrozenCLIP, template: str | list[str], prompt: PromptFactory | None
+    ) -> PromptLearner:
+        """The prompt learner: the one asked for; else tunable context where the method tunes, or hand-written prompts.
+
+        Raises:
+            ValueError: Several templates where one is needed.
+        """
+        if prompt is None and not self.tunes:
             templates = [template] if isinstance(template, str) else template
             if template == ENSEMBLE:
                 templates = [each("{}") for each in open_clip.OPENAI_IMAGENET_TEMPLATES]
-            return TemplatePrompt(clip, templates, self.class_names)
+            return TemplatePrompt(clip, self.class_names, templates)
         if not isinstance(template, str) or template == ENSEMBLE:
+            who = f"{type(self).__name__} tunes" if prompt is None else "a prompt learner starts from"
             raise ValueError(
-                f"{type(self).__name__} tunes the words of one template; got {template!r}. "
-                "Several templates serve ZeroShotModule and ViewAverageModule"
+                f"{who} the words of one template; got {template!r}. Several templates serve ZeroShotModule and "
+                "ViewAverageModule without a prompt learner"
             )
-        return TextPrompt(clip, template, self.class_names)
+        return as_factory(prompt or TextPrompt)(clip, self.class_names, template)
 
     def configure_metrics(self) -> None:
         """Metrics that are logged; the final figures come from the record of the run."""
@@ -377,6 +388,9 @@ class AdaptationModule(lightning.LightningModule, ABC):
         shapes = [{name: list(value.shape) for name, value in each.items()} for each in (expected, found)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"the checkpoint holds {shapes[1]}, and {type(self).__name__} learns {shapes[0]}")
+        trained_on = checkpoint.get("hyper_parameters", {}).get("class_names")
+        if trained_on is not None:
+            self.prompt.trained_on(trained_on)
 
 
 def _defined(cls: type, name: str) -> int:

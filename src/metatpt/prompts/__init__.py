@@ -1,7 +1,17 @@
 """What is tuned: one file per prompt learner, on one interface."""
 
-from .base import Head, PromptLearner, TunedParameters
+from .base import Head, Part, PromptLearner, TunedParameters
+from .factory import PromptFactory, as_factory
 from .template import TemplatePrompt
 from .text import TextPrompt
 
-__all__ = ["Head", "PromptLearner", "TemplatePrompt", "TextPrompt", "TunedParameters"]
+__all__ = [
+    "Head",
+    "Part",
+    "PromptFactory",
+    "PromptLearner",
+    "TemplatePrompt",
+    "TextPrompt",
+    "TunedParameters",
+    "as_factory",
+]

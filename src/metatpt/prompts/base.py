@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from lightning.pytorch.core.mixins import HyperparametersMixin
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from metatpt.class_paths import class_path
 from metatpt.clip import FrozenCLIP
+from metatpt.clip.blocks import IDENTITY, BlockHook
 from metatpt.timing import timed
 from metatpt.types import State
 
@@ -19,7 +24,11 @@ Head = Callable[[Tensor], Tensor]
 """Logits ``[B, V, C]`` of encoded views ``[B, V, D]``, under one state."""
 
 Compute = Callable[[State, int], Tensor]
-"""Class features ``[1, U, D]`` under the state of one sample, of so many whose graphs are held at once."""
+"""Class features ``[1, U, D]`` for the values of one sample, of so many whose graphs are held at once."""
+
+
+Part = Literal["text", "visual", "both"]
+"""Of the text tower's prompt, of the image tower's, or of both."""
 
 
 class TunedParameters(nn.ParameterDict):
@@ -34,11 +43,15 @@ class TunedParameters(nn.ParameterDict):
         return super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
 
 
-class PromptLearner(nn.Module, ABC):
+class PromptLearner(HyperparametersMixin, nn.Module, ABC):  # type: ignore[misc]  # the mixin's module is untyped
     """A prompt over a frozen CLIP.
 
-    Its parameters have no sample dimension: they are what training learns and a checkpoint holds. A *state* is a copy
-    of them for each of B samples, ``{name: [B, ...]}``: what a test-time method tunes.
+    Its parameters (:meth:`learn`) have no sample dimension: they are what training learns and a checkpoint holds. A
+    *state* is a copy of them for each of B samples, ``{name: [B, ...]}``: what a test-time method tunes. It may be a
+    part of them (:meth:`choose_part`); the others are then used as they are.
+
+    A learner writes :meth:`head`, and where it changes how pictures are encoded :meth:`image_hook`. Its options are the
+    arguments of its constructor behind `clip`, `class_names` and `template`.
 
     Args:
         clip: The frozen model.
@@ -46,43 +59,110 @@ class PromptLearner(nn.Module, ABC):
     """
 
     column: Tensor
-    reaches_pixels: bool = False
-    """Whether a state changes how pictures are encoded."""
 
     def __init__(self, clip: FrozenCLIP, column: Tensor) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=["clip", "class_names", "template", "templates", "column"])
         self.clip = clip
         self.register_buffer("column", column, persistent=False)
         self.tuned = TunedParameters()
+        self._parts: dict[str, Part] = {}
+        self._sees_pixels: set[str] = set()
+        self._part: Part = "both"
         self._kept: _Kept | None = None
         self._spread: tuple[list[tuple[int, int]], dict[str, float]] | None = None
 
+    # Parameters and states
+
+    def learn(self, name: str, value: Tensor, part: Part = "text", reaches_pixels: bool | None = None) -> None:
+        """Make `value` a parameter.
+
+        Args:
+            name: Its name in states and checkpoints.
+            value: Where it starts.
+            part: Whose it is: of the text tower's prompt, of the image tower's, or shared by both.
+            reaches_pixels: Whether it changes how pictures are encoded; by default all but those of the text do.
+        """
+        self.tuned[name] = nn.Parameter(value.detach().clone())
+        self._parts[name] = part
+        if part != "text" if reaches_pixels is None else reaches_pixels:
+            self._sees_pixels.add(name)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The class and its options, as a config has them: what a checkpoint needs to make the learner again."""
+        return {"class_path": class_path(type(self)), "init_args": dict(self.hparams)}
+
+    def choose_part(self, part: Part) -> None:
+        """Say what of the parameters a state holds; what both towers share is only in both.
+
+        Raises:
+            ValueError: The learner has nothing of that part.
+        """
+        if part != "both" and part not in self._parts.values():
+            has = ", ".join(sorted({each for each in self._parts.values()}))
+            raise ValueError(f"{type(self).__name__} has no {part} part to tune, only {has or 'nothing'}")
+        self._part = part
+
+    @property
+    def state_names(self) -> list[str]:
+        """The parameters that a state holds."""
+        return [name for name, part in self._parts.items() if self._part in ("both", part)]
+
+    @property
+    def reaches_pixels(self) -> bool:
+        """Whether a state changes how pictures are encoded: features then hold for one state only."""
+        return not self._sees_pixels.isdisjoint(self.state_names)
+
     def initial_state(self, batch_size: int) -> State:
         """The parameters, repeated for each sample."""
-        return {name: value.detach().expand(batch_size, *value.shape) for name, value in self.tuned.items()}
+        return {name: self._repeated(name, batch_size).detach() for name in self.state_names}
+
+    def live_state(self, batch_size: int) -> State:
+        """All parameters, repeated for each sample, with their graph: what training differentiates."""
+        return {name: self._repeated(name, batch_size) for name in self.tuned}
+
+    def values(self, state: State | None) -> State:
+        """All parameters under a state: its own ``[B, ...]``, the others ``[1, ...]`` without a graph."""
+        return {name: self.tuned[name].detach()[None] for name in self.tuned} | (state or {})
+
+    def _repeated(self, name: str, batch_size: int) -> Tensor:
+        value = self.tuned[name]
+        return value.expand(batch_size, *value.shape)
 
     def spread(self) -> dict[str, float]:
         """Standard deviation of each parameter's entries: what a relative learning rate is relative to."""
         versions = self._versions()
         if self._spread is None or self._spread[0] != versions:  # read from the device once, not for every batch
-            found = {name: float(value.detach().double().std()) for name, value in self.tuned.items()}
+            found = {name: float(value.detach().double().std(correction=0)) for name, value in self.tuned.items()}
             self._spread = versions, found
         return dict(self._spread[1])
+
+    # Pictures
+
+    def image_hook(self, values: State) -> BlockHook:
+        """What the prompt changes inside the image tower; by default nothing.
+
+        Args:
+            values: All parameters of one sample, ``[1, ...]`` each.
+        """
+        return IDENTITY
 
     def encode(self, views: Tensor, state: State | None = None, together: bool = False) -> Tensor:
         """Features of views.
 
         Args:
             views: ``[B, V, 3, R, R]`` in [0, 1].
-            state: Of B samples; None for the initial one. Only a learner that reaches the pixels looks at it.
-            together: Encode all samples at once, which is quicker for a view or two of each. How their features are
-                rounded then depends on B: not for what a prompt is tuned on.
+            state: Of B samples; None for the initial one.
+            together: Encode all samples at once under the initial state, which is quicker for a view or two of each.
+                How their features are rounded then depends on B: not for what a prompt is tuned on.
 
         Returns:
             ``[B, V, D]`` of unit length.
         """
         if together:
-            return self.clip.encode_image(views.flatten(0, 1)).reshape(*views.shape[:2], -1)
+            hook = self.image_hook(self.values(None))
+            return self._features(views.flatten(0, 1), hook, 1).reshape(*views.shape[:2], -1)
         return torch.stack(self.encode_each(list(views), state))
 
     def encode_each(self, views: Sequence[Tensor], state: State | None = None, graphs: int = 1) -> list[Tensor]:
@@ -93,7 +173,30 @@ class PromptLearner(nn.Module, ABC):
         Sample by sample, so that rounding does not depend on the batch size: tuning multiplies a difference of 1e-7
         in a gradient by 1e5 within a few steps. The views of one sample are many enough to fill a device.
         """
-        return [self.clip.encode_image(each, held=graphs * len(views)) for each in views]
+        hooks = self._hooks(len(views), state)
+        held = graphs * len(views)
+        return [self._features(each, hook, held) for each, hook in zip(views, hooks, strict=True)]
+
+    def _hooks(self, size: int, state: State | None) -> list[BlockHook]:
+        """The hook of each sample; one for all where the state does not reach the pixels."""
+        if state is None or self._sees_pixels.isdisjoint(state):
+            return [self.image_hook(self.values(None))] * size
+        return [self.image_hook(self.values(sample)) for sample in _samples(state)]
+
+    def _features(self, images: Tensor, hook: BlockHook, held: int) -> Tensor:
+        """Features ``[N, D]`` of pictures, of unit length; several of a picture stand side by side in them."""
+        features = self.clip.encode_image(images, hook, held)
+        return features if features.ndim == 2 else features.flatten(1) / math.sqrt(features.shape[1])
+
+    # Classes
+
+    @abstractmethod
+    def head(self, state: State | None = None) -> Head:
+        """What turns encoded views into logits.
+
+        Args:
+            state: Of B samples; None for the initial state, whose class features are computed once and kept.
+        """
 
     def class_features(self, state: State | None, compute: Compute, keep: bool = True) -> Tensor:
         """Class features under a state, each computed once.
@@ -103,29 +206,54 @@ class PromptLearner(nn.Module, ABC):
 
         Args:
             state: Of B samples; None for the initial one.
-            compute: Gives ``[1, U, D]`` for the state of one sample.
+            compute: Gives ``[1, U, D]`` for all parameters of one sample.
             keep: Whether memory allows to keep the graph; else it is made for each batch.
 
         Returns:
             ``[B, U, D]`` (B = 1 for the initial state).
         """
-        if state is not None and not self._is_initial(state):
+        moved = {name: value for name, value in (state or {}).items() if self._parts[name] != "visual"}
+        if moved and not self._is_initial(moved):
             # Sample by sample, as views are encoded, and for the same reason.
-            size = len(next(iter(state.values())))
-            samples = ({name: value[row : row + 1] for name, value in state.items()} for row in range(size))
-            return torch.cat([compute(sample, size) for sample in samples])
-        graph = state is not None and torch.is_grad_enabled()
+            size = len(next(iter(moved.values())))
+            return torch.cat([compute(self.values(sample), size) for sample in _samples(moved)])
+        graph = bool(moved) and torch.is_grad_enabled()
         inference = torch.is_inference_mode_enabled()
-        key = (self.column.device, self.clip.dtype, self.clip.autocast_dtype, inference, self._versions())
+        names = tuple(moved) if graph else ()
+        device, precision = self.column.device, (self.clip.dtype, self.clip.autocast_dtype)
+        key = (device, *precision, inference, self.training, self._versions())
         with_graph = graph and keep
-        if self._kept is None or self._kept.key != key or (with_graph and not self._kept.features.requires_grad):
-            leaves = {name: value.detach()[None].requires_grad_() for name, value in self.tuned.items()}
+        if self._kept is None or self._kept.key != key or (graph and self._kept.names != names) or (
+            with_graph and not self._kept.features.requires_grad
+        ):  # fmt: skip
+            leaves = {name: self.tuned[name].detach()[None].requires_grad_() for name in names}
+            values = self.values(leaves)
             with torch.set_grad_enabled(with_graph):
-                self._kept = _Kept(key, leaves, lambda: compute(leaves, 1), compute(leaves, 1))
+                self._kept = _Kept(key, names, leaves, lambda: compute(values, 1), compute(values, 1))
         if not graph:
             return self._kept.features.detach()
-        assert state is not None
-        return _FromInitial.apply(self._kept, *(state[name] for name in self.tuned))  # type: ignore[no-any-return]
+        return _FromInitial.apply(self._kept, *moved.values())  # type: ignore[no-any-return]
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What supervised training descends: cross-entropy, to which a learner may add its own regularisers.
+
+        Args:
+            images: ``[N, 3, R, R]`` in [0, 1].
+            labels: ``[N]`` int64.
+
+        Returns:
+            The mean loss, and logits ``[N, C]``.
+        """
+        state = self.live_state(1)
+        logits = self.head(state)(self.encode(images[None], state))[0]
+        return F.cross_entropy(logits, labels), logits
+
+    def trained_on(self, class_names: Sequence[str]) -> None:
+        """Told when parameters that were trained on these classes are loaded; by default any classes will do.
+
+        Raises:
+            ValueError: They hold for those classes only.
+        """
 
     def release(self) -> None:
         """Let go of what is kept for the initial state; it is computed again when it is needed."""
@@ -137,21 +265,14 @@ class PromptLearner(nn.Module, ABC):
     def _is_initial(self, state: State) -> bool:
         """Whether a state is what :meth:`initial_state` gave: a view of the parameters. Its values are not read."""
         return all(
-            value.untyped_storage().data_ptr() == self.tuned[name].untyped_storage().data_ptr()
+            value.grad_fn is None
+            and value.untyped_storage().data_ptr() == self.tuned[name].untyped_storage().data_ptr()
             for name, value in state.items()
         )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is kept: a graph can be neither copied nor pickled."""
         return {**self.__dict__, "_kept": None}
-
-    @abstractmethod
-    def head(self, state: State | None = None) -> Head:
-        """What turns encoded views into logits.
-
-        Args:
-            state: Of B samples; None for the initial state, whose class features are computed once and kept.
-        """
 
 
 @dataclass(frozen=True)
@@ -160,12 +281,14 @@ class _Kept:
 
     Attributes:
         key: What it holds for.
-        leaves: The state's values, ``[1, ...]`` each.
+        names: Of the state's values.
+        leaves: These, ``[1, ...]`` each.
         compute: Gives the class features of the leaves.
         features: These, ``[1, U, D]``; with their graph where that is kept.
     """
 
     key: object
+    names: tuple[str, ...]
     leaves: State
     compute: Callable[[], Tensor]
     features: Tensor
@@ -193,6 +316,12 @@ class _FromInitial(torch.autograd.Function):
                 features = kept.compute()
         each = [torch.autograd.grad(features, leaves, sample, retain_graph=True) for sample in gradient.split(1)]
         return None, *(torch.cat(of_samples) for of_samples in zip(*each, strict=True))
+
+
+def _samples(state: State) -> Iterator[State]:
+    """The state of each sample, ``[1, ...]``."""
+    for row in range(len(next(iter(state.values())))):
+        yield {name: value[row : row + 1] for name, value in state.items()}
 
 
 def class_head(class_features: Tensor, scale: float, column: Tensor) -> Head:

@@ -19,11 +19,11 @@ class TemplatePrompt(PromptLearner):
 
     Args:
         clip: The frozen model.
-        templates: Texts with one ``{}`` each.
         class_names: The C classes.
+        templates: Texts with one ``{}`` each.
     """
 
-    def __init__(self, clip: FrozenCLIP, templates: Sequence[str], class_names: Sequence[str]) -> None:
+    def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], templates: Sequence[str]) -> None:
         tokens = [clip.tokenize(template, class_names) for template in templates]
         super().__init__(clip, tokens[0].column)
         self._layouts = [clip.layout(each) for each in tokens]

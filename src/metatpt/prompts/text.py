@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from metatpt.clip import FrozenCLIP
 from metatpt.types import State
@@ -17,20 +17,20 @@ class TextPrompt(PromptLearner):
 
     Args:
         clip: The frozen model.
-        template: Its words before the ``{}`` are tuned; what follows the class name stays.
         class_names: The C classes.
+        template: Its words before the ``{}`` are tuned; what follows the class name stays.
 
     Raises:
         ValueError: A template with no word before the class name.
     """
 
-    def __init__(self, clip: FrozenCLIP, template: str, class_names: Sequence[str]) -> None:
+    def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], template: str) -> None:
         tokens = clip.tokenize(template, class_names)
         if not tokens.n_context:
             raise ValueError(f"template {template!r} has no word before the class name, so there is nothing to tune")
         super().__init__(clip, tokens.column)
         self._layout = clip.layout(tokens)
-        self.tuned["context"] = nn.Parameter(clip.embed_context(tokens))
+        self.learn("context", clip.embed_context(tokens))
 
     def head(self, state: State | None = None) -> Head:
         """See :meth:`PromptLearner.head`; the state's ``context`` is ``[B, n_context, d]``."""

@@ -27,3 +27,9 @@ def sample_generator(seed: int, index: int, stream: str) -> torch.Generator:
     """
     words = np.random.SeedSequence([seed & (2**63 - 1), index & (2**63 - 1), zlib.crc32(stream.encode())])
     return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+
+
+def training_seed(seed: int, epoch: int) -> int:
+    """The seed of one epoch of training, for :func:`sample_generator`: each epoch has its own random numbers."""
+    words = np.random.SeedSequence([seed & (2**63 - 1), epoch, zlib.crc32(b"training")])
+    return int(words.generate_state(1, np.uint64)[0] >> 1)

@@ -1,7 +1,7 @@
 """The image tower of open_clip's plain vision transformers, with each token and each gradient once.
 
 open_clip's modules in parts (:mod:`metatpt.clip.blocks`) on fused attention; where the class token is pooled, the last
-block computes that token alone (and those that a prompt learner's hook pools). The same features and gradients as ``encode_image``.
+block computes that token alone (and those that a hook pools). The same features and gradients as ``encode_image``.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from .base import AdaptationModule
 from .metatpt import MetaTPTModule
 from .tpt import TPTModule
+from .training import PromptTrainingModule
 from .view_average import ViewAverageModule
 from .views import ViewModule
 from .zero_shot import ZeroShotModule
@@ -10,6 +11,7 @@ from .zero_shot import ZeroShotModule
 __all__ = [
     "AdaptationModule",
     "MetaTPTModule",
+    "PromptTrainingModule",
     "TPTModule",
     "ViewAverageModule",
     "ViewModule",

@@ -9,7 +9,8 @@ import dataclasses
 import enum
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import lightning
@@ -67,7 +68,7 @@ class AdaptationModule(lightning.LightningModule, ABC):
         self.strict_loading = False  # checkpoints leave out the frozen weights; on_load_checkpoint is our own check
         self.class_names = list(class_names)
         self.prompt = self.configure_prompt(load_clip(clip, pretrained, memory), template, prompt)
-        self.save_hyperparameters({"prompt": None if prompt is None else self.prompt.config})
+        self.save_hyperparameters({"prompt": self.prompt.config if self.prompt.tuned else None})
         self.seed: int | None = None
         self._carried: State | None = None
         self._final: State | None = None
@@ -237,15 +238,20 @@ class AdaptationModule(lightning.LightningModule, ABC):
 
         if not readable:
             return skipped("filler")
-        self.clip.autocast_dtype = _autocast_dtype(batch.image.device.type)
-        # Towers enter the trainer's precision themselves; nothing else runs in it.
-        with torch.enable_grad(), torch.autocast(batch.image.device.type, enabled=False):
+        with self.in_precision(batch.image.device):
             whole = len(readable) == size
             result = self._adapt_within_memory(batch if whole else batch.select(readable))
         if isinstance(result, str):
             return skipped(result)
         result = _settle(result)
         return result if whole else _spread(result, readable, batch)
+
+    @contextmanager
+    def in_precision(self, device: torch.device) -> Iterator[None]:
+        """Where towers run in the trainer's precision, which they enter themselves, and nothing else does."""
+        self.clip.autocast_dtype = _autocast_dtype(device.type)
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            yield
 
     def _adapt_within_memory(self, batch: Batch) -> Adaptation | str:
         """What :meth:`adapt` gives, or why memory does not suffice for it."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from metatpt.functional import outer_step, take_views
+from metatpt.functional import outer_step
 from metatpt.prompts import Head
 from metatpt.types import Adaptation, Batch, State
 from metatpt.views import clamp_start
@@ -38,7 +38,8 @@ class Learned:
 
     Attributes:
         raw: ``[B, K, 6]``; None for views that were given.
-        features: ``[B, K, D]``. On the tape of the inner loop with ``order: second``.
+        features: ``[B, K, D]`` under the prompt that they were learned under. With ``order: second`` on the tape of the
+            inner loop; where that prompt reaches the pixels, on the tape of the prompt.
     """
 
     raw: Tensor | None
@@ -140,25 +141,27 @@ class MetaTPTModule(PromptTuningModule):
             head: The head under that prompt, which the outer loop has at hand.
         """
         if self.augmentation == "fixed" or not self.inner_steps:
-            return Learned(look.raw, take_views(look.features, look.chosen))
+            return Learned(look.raw, self.selected_features(look, state))
         assert batch is not None
         assert look.raw is not None
         # Of a random step only the length counts, which nothing is differentiated through.
         second = self.order == "second" and state is not None and self.augmentation != "random_step"
+        fixed = state if second or state is None else {name: value.detach() for name, value in state.items()}
+        original = self.original_features(look, fixed)
         self.clip.double_backward = second
         try:
             with self._view_steps(look.raw, second) as (views, step):
                 for _ in range(self.inner_steps):
-                    features = self._encode_selected(batch, look, views())
-                    step(combine(self.inner_weights, INNER, self._predict_views(head, features, look)).sum())
+                    features = self._encode_selected(batch, look, views(), fixed, original)
+                    predictions = self._predict_views(head, original, features, look)
+                    step(combine(self.inner_weights, INNER, predictions).sum())
                 raw = views()
         finally:
             self.clip.double_backward = False
         if self.augmentation == "random_step":
             raw = self._random_step(batch, look, raw)
-        with torch.set_grad_enabled(second):
-            learned = Learned(raw, self._encode_selected(batch, look, raw))
-        return learned if second else learned.detach()
+        raw = raw if second else raw.detach()
+        return Learned(raw, self._selected_at(batch, look, raw, state, second))
 
     def outer_loop(self, batch: Batch | None, look: Look, state: State) -> tuple[State, Learned, dict[str, Tensor]]:
         """Tune the prompt on the views; returns it with the views as they ended, and diagnostics."""
@@ -170,7 +173,10 @@ class MetaTPTModule(PromptTuningModule):
             head = self.prompt.head(state)
             if learned is None or self.schedule == "nested":
                 learned = self.inner_loop(batch, look, state, head)
-            predictions = self._predict_views(head, learned.features, look)
+            elif self.prompt.reaches_pixels:
+                learned.features = self._selected_at(batch, look, learned.raw, state)
+            original = self.original_features(look, state)
+            predictions = self._predict_views(head, original, learned.features, look)
             learned = learned.detach()  # frees the tape: no later step's gradient goes through it
             target = teacher(predictions.log_probs, look.counted) if target is None else target
             predictions.teacher = target
@@ -190,22 +196,22 @@ class MetaTPTModule(PromptTuningModule):
         with self._view_steps(look.raw, False) as (views, step_views):
             for step in range(1, self.outer_steps + 1):
                 state = {name: value.detach().requires_grad_() for name, value in state.items()}
-                features = self._encode_selected(batch, look, views())
-                predictions = self._predict_views(self.prompt.head(state), features, look)
+                original = self.original_features(look, state)
+                features = self._encode_selected(batch, look, views(), state, original)
+                predictions = self._predict_views(self.prompt.head(state), original, features, look)
                 target = teacher(predictions.log_probs, look.counted) if target is None else target
                 predictions.teacher = target
                 loss = combine(self.inner_weights, INNER, predictions)
                 loss = loss + combine(self.outer_weights, OUTER, predictions)
-                gradients = torch.autograd.grad(loss.sum(), list(state.values()), retain_graph=moves)
+                gradients = self.gradients(loss.sum(), state, keep=moves)
                 if moves:
                     step_views(loss.sum())
                 losses.append(loss.detach())
-                given = dict(zip(state, gradients, strict=True))
-                state = outer_step(self.outer_optimizer, state, given, memory, rates, step)
+                state = outer_step(self.outer_optimizer, state, gradients, memory, rates, step)
             raw = views().detach()
         state = {name: value.detach() for name, value in state.items()}
         with torch.no_grad():
-            learned = Learned(raw, self._encode_selected(batch, look, raw))
+            learned = Learned(raw, self._selected_at(batch, look, raw, state))
         return state, learned, self.tuning_diagnostics(losses, rates)
 
     # The method
@@ -223,7 +229,7 @@ class MetaTPTModule(PromptTuningModule):
             self._carry_views(look, learned.raw)
         diagnostics["view_shift"] = (learned.raw - look.raw).norm(dim=-1).mean(1)
         pixels = self.selected_pixels(batch, look, learned.raw) if self.keep_views else None
-        return self._conclude_tuned(look, learned, state, pixels, diagnostics)
+        return self._conclude_tuned(batch, look, learned, state, pixels, diagnostics)
 
     def adapt_views(self, views: Tensor) -> Adaptation:
         """Tune on given views ``[B, V, 3, R, R]`` in [0, 1], view 0 the original. They cannot move.
@@ -239,7 +245,7 @@ class MetaTPTModule(PromptTuningModule):
         look = self.look_at(views)
         state, learned, diagnostics = self.outer_loop(None, look, self.start_state(len(views)))
         self.finish_state(state)
-        return self._conclude_tuned(look, learned, state, look.seen, diagnostics)
+        return self._conclude_tuned(None, look, learned, state, look.seen, diagnostics)
 
     def carries_over(self) -> str | None:
         """The option that makes one sample depend on the ones before it, if any does."""
@@ -291,37 +297,62 @@ class MetaTPTModule(PromptTuningModule):
         moved: Tensor = look.raw + length * unit
         return moved
 
-    def _encode_selected(self, batch: Batch, look: Look, raw: Tensor) -> Tensor:
-        """Features ``[B, K, D]`` of S at parameters `raw`; the original never moves and is not encoded again."""
+    def _selected_at(
+        self, batch: Batch | None, look: Look, raw: Tensor | None, state: State | None, second: bool = False
+    ) -> Tensor:
+        """Features ``[B, K, D]`` of S at parameters `raw`, on the tape of what is differentiated next.
+
+        That is `raw` too with `second`, else the prompt alone, where it reaches the pixels.
+        """
+        if self.augmentation == "fixed" or raw is None:
+            return self.selected_features(look, state)
+        assert batch is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (second or self.prompt.reaches_pixels)):
+            return self._encode_selected(batch, look, raw, state, self.original_features(look, state))
+
+    def _encode_selected(self, batch: Batch, look: Look, raw: Tensor, state: State | None, original: Tensor) -> Tensor:
+        """Features ``[B, K, D]`` of S at parameters `raw` under a state; the original never moves and is given."""
         if self.augmentation == "fixed":
-            return take_views(look.features, look.chosen)
+            return self.selected_features(look, state)
         assert look.flip is not None
         pixels = [
             views if place is None else torch.cat([views[:place], views[place + 1 :]])
             for views, place in zip(self.warp(batch, raw, look.flip), look.still, strict=True)
         ]
         graphs = self.inner_steps + 1 if self.order == "second" else 1
-        encoded = iter(self.prompt.encode_each([views for views in pixels if len(views)], graphs=graphs))
+        moving = [row for row, views in enumerate(pixels) if len(views)]
+        under = state if self.prompt.reaches_pixels else None
+        theirs = None if under is None else {name: value[moving] for name, value in under.items()}
+        encoded = iter(self.prompt.encode_each([pixels[row] for row in moving], theirs, graphs) if moving else [])
         features = []
         for row, place in enumerate(look.still):
             each = next(encoded) if len(pixels[row]) else look.features[row, :0]
             if place is not None:
                 # Tied to its parameters, so that where S is the original alone there is a gradient: of zero.
-                original = look.features[row, :1] + 0 * raw[row, place].sum()
-                each = torch.cat([each[:place], original, each[place:]])
+                still = original[row] + 0 * raw[row, place].sum()
+                each = torch.cat([each[:place], still, each[place:]])
             features.append(each)
         return torch.stack(features)
 
-    def _predict_views(self, head: Head, features: Tensor, look: Look) -> Predictions:
-        """Predictions for the original and for views of S, given as ``[B, K, D]``."""
-        log_probs = [self.log_probs(head, each) for each in (look.features[:, :1], features)]
+    def _predict_views(self, head: Head, original: Tensor, features: Tensor, look: Look) -> Predictions:
+        """Predictions for the original ``[B, 1, D]`` and for views of S ``[B, K, D]``."""
+        log_probs = [self.log_probs(head, each) for each in (original, features)]
         return Predictions(torch.cat(log_probs, dim=1), features, look.counted)
 
     def _conclude_tuned(
-        self, look: Look, learned: Learned, state: State, pixels: Tensor | None, diagnostics: Mapping[str, Tensor]
+        self,
+        batch: Batch | None,
+        look: Look,
+        learned: Learned,
+        state: State,
+        pixels: Tensor | None,
+        diagnostics: Mapping[str, Tensor],
     ) -> Adaptation:
         with torch.no_grad():
-            predictions = self._predict_views(self.prompt.head(state), learned.features, look)
+            if self.prompt.reaches_pixels and self.predict == "ensemble":
+                learned.features = self._selected_at(batch, look, learned.raw, state)
+            original = self.original_features(look, state)
+            predictions = self._predict_views(self.prompt.head(state), original, learned.features, look)
             if self.predict == "original":
                 log_probs = predictions.original[:, 0]
             else:

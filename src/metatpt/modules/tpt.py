@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatpt.functional import marginal_entropy, take_views
+from metatpt.functional import marginal_entropy
 from metatpt.types import Adaptation, Batch, State
 
 from .tuning import PromptTuningModule
@@ -46,13 +46,11 @@ class TPTModule(PromptTuningModule):
         return self._tune(look, look.seen)
 
     def _tune(self, look: Look, views: Tensor | None) -> Adaptation:
-        confident = take_views(look.features, look.chosen)
-
         def loss(state: State, step: int) -> Tensor:
-            return marginal_entropy(self.log_probs(self.prompt.head(state), confident))
+            return marginal_entropy(self.log_probs(self.prompt.head(state), self.selected_features(look, state)))
 
-        state, diagnostics = self.tune(self.start_state(len(confident)), loss)
+        state, diagnostics = self.tune(self.start_state(len(look.features)), loss)
         self.finish_state(state)
         with torch.no_grad():
-            log_probs = self.log_probs(self.prompt.head(state), look.features[:, :1])[:, 0]
+            log_probs = self.log_probs(self.prompt.head(state), self.original_features(look, state))[:, 0]
         return self.conclude(look, log_probs, views, **diagnostics)

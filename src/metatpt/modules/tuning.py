@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metatpt.functional import outer_step
+from metatpt.prompts import Part
 from metatpt.types import State
 
 from .checks import check_choice, check_number
@@ -25,6 +26,7 @@ class PromptTuningModule(ViewModule):
         outer_lr_relative: Learning rate in standard deviations of the initial context's entries.
         outer_steps: Steps on the prompt.
         outer_optimizer: ``adamw``, ``sgd`` or ``normalised_sgd`` (each sample's gradient at a root mean square of 1).
+        tuned_part: What of the prompt is tuned: ``text``, ``visual`` or ``both``.
         **kwargs: See :class:`ViewModule`.
     """
 
@@ -34,6 +36,7 @@ class PromptTuningModule(ViewModule):
         outer_lr_relative: float | None = 0.5,
         outer_steps: int = 1,
         outer_optimizer: OuterOptimizer = "adamw",
+        tuned_part: Part = "both",
         **kwargs: Any,
     ) -> None:
         if outer_lr is None and outer_lr_relative is None:
@@ -43,12 +46,13 @@ class PromptTuningModule(ViewModule):
                 check_number(name, value, 0)
         check_number("outer_steps", outer_steps, 0)
         check_choice("outer_optimizer", outer_optimizer, get_args(OuterOptimizer))
+        check_choice("tuned_part", tuned_part, get_args(Part))
         super().__init__(**kwargs)
-        if self.prompt.reaches_pixels:
+        if not self.prompt.tuned:
             raise ValueError(
-                f"{type(self).__name__} encodes views once, so it cannot tune {type(self.prompt).__name__}, which "
-                "changes how pictures are encoded"
+                f"{type(self).__name__} tunes a prompt, and {type(self.prompt).__name__} has nothing to tune"
             )
+        self.prompt.choose_part(tuned_part)
         self.outer_lr = outer_lr
         self.outer_lr_relative = outer_lr_relative
         self.outer_steps = outer_steps
@@ -82,13 +86,32 @@ class PromptTuningModule(ViewModule):
         for step in range(1, self.outer_steps + 1):
             state = {name: value.detach().requires_grad_() for name, value in state.items()}
             value = loss(state, step)
-            gradients = torch.autograd.grad(value.sum(), list(state.values()))
+            gradients = self.gradients(value.sum(), state)
             losses.append(value.detach())
-            state = outer_step(
-                self.outer_optimizer, state, dict(zip(state, gradients, strict=True)), memory, rates, step
-            )
+            state = outer_step(self.outer_optimizer, state, gradients, memory, rates, step)
         tuned = {name: value.detach() for name, value in state.items()}
         return tuned, self.tuning_diagnostics(losses, rates)
+
+    def gradients(self, loss: Tensor, state: State, keep: bool = False) -> State:
+        """Gradients of a loss by a state; zero for what it does not depend on (a bias that no view meets, say).
+
+        Args:
+            loss: Scalar.
+            state: What it was computed under.
+            keep: Whether the graph is used again.
+
+        Raises:
+            RuntimeError: The state changes how pictures are encoded, and they were not encoded under it.
+        """
+        found = torch.autograd.grad(loss, list(state.values()), retain_graph=keep, allow_unused=True)
+        given = dict(zip(state, found, strict=True))
+        pixel_names = self.prompt.pixel_names
+        if pixel_names and all(given[name] is None for name in pixel_names):
+            raise RuntimeError(
+                f"{type(self.prompt).__name__} changes how pictures are encoded, and {type(self).__name__} did not "
+                "encode its views under the state: take their features from original_features and selected_features"
+            )
+        return {name: torch.zeros_like(state[name]) if each is None else each for name, each in given.items()}
 
     def tuning_diagnostics(self, losses: list[Tensor], rates: State) -> dict[str, Tensor]:
         """First and last loss, and the resolved rate, ``[B]`` each."""

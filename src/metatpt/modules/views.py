@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metatpt.functional import entropy, entropy_weighted_mean, select_confident, take_views
 from metatpt.timing import timed
-from metatpt.types import Adaptation, Batch
+from metatpt.types import Adaptation, Batch, State
 from metatpt.views import N_PARAMETERS, ViewBounds, affine, bounded, sample_views, warp
 from metatpt.views.sampling import Init
 from metatpt.views.warp import Padding
@@ -31,7 +31,8 @@ class Look:
         original: ``[B, K]`` bool: which of S is the original.
         raw: ``[B, K, 6]`` unbounded parameters of S, zeros for the original; None for views that were given.
         flip: ``[B, K]`` bool, likewise.
-        seen: ``[B, K, 3, R, R]``: the views of S, where they were given.
+        pixels: ``[B, 1, 3, R, R]``: the original, where a prompt is tuned that reaches the pixels.
+        seen: ``[B, K, 3, R, R]``: the views of S, likewise, or where they were given.
     """
 
     features: Tensor
@@ -40,6 +41,7 @@ class Look:
     original: Tensor
     raw: Tensor | None
     flip: Tensor | None
+    pixels: Tensor | None
     seen: Tensor | None
 
     @cached_property
@@ -105,7 +107,7 @@ class ViewModule(AdaptationModule):
         original = batch.image[:, None].to(raw.dtype)
         with torch.no_grad():
             views = torch.cat([original, self.warp(batch, raw, flip)], dim=1) if self.n_views > 1 else original
-            look = self._choose(self.prompt.encode(views))
+            look = self._choose(views, keep=self.prompt.reaches_pixels)
         # The original has no parameters: a row of zeros stands in its place.
         raw = torch.cat([raw.new_zeros(len(batch), 1, N_PARAMETERS), raw], dim=1)
         flip = torch.cat([flip.new_zeros(len(batch), 1), flip], dim=1)
@@ -115,9 +117,21 @@ class ViewModule(AdaptationModule):
     def look_at(self, views: Tensor) -> Look:
         """The same for views ``[B, V, 3, R, R]`` in [0, 1] that are given, view 0 the original."""
         with torch.no_grad():
-            look = self._choose(self.prompt.encode(views))
-        look.seen = take_views(views, look.chosen)
-        return look
+            return self._choose(views, keep=True)
+
+    def original_features(self, look: Look, state: State | None) -> Tensor:
+        """Features ``[B, 1, D]`` of the original under a state: those at hand, unless the state reaches the pixels."""
+        if state is None or not self.prompt.reaches_pixels:
+            return look.features[:, :1]
+        assert look.pixels is not None
+        return self.prompt.encode(look.pixels, state)
+
+    def selected_features(self, look: Look, state: State | None) -> Tensor:
+        """Features ``[B, K, D]`` of the views of S, where they started, under a state."""
+        if state is None or not self.prompt.reaches_pixels:
+            return take_views(look.features, look.chosen)
+        assert look.seen is not None
+        return self.prompt.encode(look.seen, state)
 
     def start_views(self, raw: Tensor) -> Tensor:
         """Where the drawn views ``[B, V - 1, 6]`` start."""
@@ -157,7 +171,10 @@ class ViewModule(AdaptationModule):
             },
         )
 
-    def _choose(self, features: Tensor) -> Look:
+    def _choose(self, views: Tensor, keep: bool) -> Look:
+        """A look at views ``[B, V, 3, R, R]``; `keep` says whether it holds their pixels."""
+        features = self.prompt.encode(views)
         log_probs = self.log_probs(self.prompt.head(), features)
         chosen = select_confident(log_probs, self.selection)
-        return Look(features, log_probs, chosen, chosen == 0, None, None, None)
+        pixels = (views[:, :1], take_views(views, chosen)) if keep else (None, None)
+        return Look(features, log_probs, chosen, chosen == 0, None, None, *pixels)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.core.mixins import HyperparametersMixin
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -43,7 +43,7 @@ class TunedParameters(nn.ParameterDict):
         return super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
 
 
-class PromptLearner(HyperparametersMixin, nn.Module, ABC):  # type: ignore[misc]  # the mixin's module is untyped
+class PromptLearner(HyperparametersMixin, nn.Module, ABC):
     """A prompt over a frozen CLIP.
 
     Its parameters (:meth:`learn`) have no sample dimension: they are what training learns and a checkpoint holds. A
@@ -110,9 +110,14 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):  # type: ignore[misc]
         return [name for name, part in self._parts.items() if self._part in ("both", part)]
 
     @property
+    def pixel_names(self) -> list[str]:
+        """Those of them that change how pictures are encoded."""
+        return [name for name in self.state_names if name in self._sees_pixels]
+
+    @property
     def reaches_pixels(self) -> bool:
         """Whether a state changes how pictures are encoded: features then hold for one state only."""
-        return not self._sees_pixels.isdisjoint(self.state_names)
+        return bool(self.pixel_names)
 
     def initial_state(self, batch_size: int) -> State:
         """The parameters, repeated for each sample."""
@@ -127,7 +132,7 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):  # type: ignore[misc]
         return {name: self.tuned[name].detach()[None] for name in self.tuned} | (state or {})
 
     def _repeated(self, name: str, batch_size: int) -> Tensor:
-        value = self.tuned[name]
+        value: Tensor = self.tuned[name]
         return value.expand(batch_size, *value.shape)
 
     def spread(self) -> dict[str, float]:

@@ -23,7 +23,7 @@ def as_factory(prompt: PromptFactory | Mapping[str, Any]) -> PromptFactory:
     """
     if not isinstance(prompt, Mapping):
         return prompt
-    known = {class_path(each): each for each in _subclasses(PromptLearner)}
+    known = {class_path(each): each for each in _subclasses(PromptLearner)}  # type: ignore[type-abstract]
     if prompt["class_path"] not in known:
         raise ValueError(
             f"the checkpoint has a prompt of class {prompt['class_path']}, which is not known here: give it with "

@@ -136,12 +136,13 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
         return value.expand(batch_size, *value.shape)
 
     def spread(self) -> dict[str, float]:
-        """Standard deviation of each parameter's entries: what a relative learning rate is relative to."""
+        """Standard deviation of each parameter's entries (0 for one): what a relative learning rate is relative to."""
         versions = self._versions()
         if self._spread is None or self._spread[0] != versions:  # read from the device once, not for every batch
-            found = {name: float(value.detach().double().std(correction=0)) for name, value in self.tuned.items()}
+            several = {name: value.detach().double() for name, value in self.tuned.items() if value.numel() > 1}
+            found = {name: float(value.std()) for name, value in several.items()}
             self._spread = versions, found
-        return dict(self._spread[1])
+        return {name: self._spread[1].get(name, 0.0) for name in self.tuned}
 
     # Pictures
 

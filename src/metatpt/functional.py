@@ -122,6 +122,9 @@ def normalise(gradient: Tensor, dims: int) -> Tensor:
     Differentiable at zero too, with derivative zero (a square root is not).
     """
     axes = tuple(range(-dims, 0))
+    # The result does not depend on the scale, but its derivatives are powers of a length that may be 1e-30.
+    scale = gradient.detach().abs().amax(axes, keepdim=True)
+    gradient = gradient / torch.where(scale > 0, scale, 1)
     square = gradient.square().sum(axes, keepdim=True)
     moves = square > 0
     return gradient * torch.where(moves, torch.where(moves, square, 1).rsqrt(), 0)

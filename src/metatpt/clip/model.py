@@ -20,6 +20,7 @@ from metatpt.types import Preprocessing
 from .blocks import IDENTITY, BlockHook
 from .budget import Budget, kept_bytes, run
 from .casting import CastWeights
+from .layer_norm import PlainLayerNorm
 from .packed import PackedPrompts, packable
 from .scaling import GradientScale
 from .text import Guard, Passes, PlainPrompts, text_tower, token_embedding
@@ -265,6 +266,7 @@ class FrozenCLIP(nn.Module):
             if double_backward:
                 # Fused attention has no second derivative; it is enough that the forward ran under the math kernel.
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(PlainLayerNorm())
             yield
 
 

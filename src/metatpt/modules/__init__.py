@@ -1,6 +1,7 @@
 """The methods: one LightningModule each, on one base class."""
 
 from .base import AdaptationModule
+from .meta import MetaTrainingModule
 from .metatpt import MetaTPTModule
 from .tpt import TPTModule
 from .training import PromptTrainingModule
@@ -11,6 +12,7 @@ from .zero_shot import ZeroShotModule
 __all__ = [
     "AdaptationModule",
     "MetaTPTModule",
+    "MetaTrainingModule",
     "PromptTrainingModule",
     "TPTModule",
     "ViewAverageModule",

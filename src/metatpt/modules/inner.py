@@ -29,16 +29,22 @@ class _Views(nn.Module):
 
 @contextmanager
 def view_steps(
-    raw: Tensor, optimizer: InnerOptimizer, lr: float, momentum: float, differentiable: bool
+    raw: Tensor,
+    optimizer: InnerOptimizer,
+    lr: float | Tensor,
+    momentum: float,
+    differentiable: bool,
+    constant_gradients: bool = False,
 ) -> Iterator[ViewSteps]:
     """A fresh inner optimiser for the views of a batch.
 
     Args:
-        raw: ``[B, K, 6]``: where the views start.
+        raw: ``[B, K, 6]``: where the views start; where it has a graph, the steps go on from it.
         optimizer: ``normalised_sgd`` (the gradient of each view scaled to length 1), ``sgd``, or ``adam``.
-        lr: In units of raw parameters.
+        lr: In units of raw parameters; as a tensor (a scalar, or ``[6]``) it may be learned.
         momentum: Of the two kinds of SGD.
         differentiable: Keep the steps on the tape, so that what follows can be differentiated through them.
+        constant_gradients: Keep them there, but take their gradients as constants.
 
     Yields:
         Where the views are now, ``[B, K, 6]``, as a function without arguments; and a function that steps down the
@@ -46,18 +52,26 @@ def view_steps(
     """
     views = _Views(raw)
     base: torch.optim.Optimizer
+    # torch's optimisers take numbers alone; a tensor takes its place in those of `higher`.
+    number, override = (1.0, {"lr": [lr]}) if isinstance(lr, Tensor) else (lr, None)
     if optimizer == "adam":
-        base = torch.optim.Adam(views.parameters(), lr=lr)
+        base = torch.optim.Adam(views.parameters(), lr=number)
     else:
-        base = torch.optim.SGD(views.parameters(), lr=lr, momentum=momentum)
+        base = torch.optim.SGD(views.parameters(), lr=number, momentum=momentum)
     # copy_initial_weights=False keeps the tape connected to the start; what is stepped is a copy all the same.
-    loop = higher.innerloop_ctx(views, base, copy_initial_weights=False, track_higher_grads=differentiable)
+    loop = higher.innerloop_ctx(
+        views, base, copy_initial_weights=False, track_higher_grads=differentiable, override=override
+    )
     with loop as (functional, fast):
+        if differentiable and raw.requires_grad:
+            functional.update_params([raw])
 
-        def per_view(gradients: list[Tensor]) -> list[Tensor]:
-            return [normalise(each, 1) for each in gradients]
+        def prepare(gradients: list[Tensor]) -> list[Tensor]:
+            if constant_gradients:
+                gradients = [each.detach() for each in gradients]
+            return [normalise(each, 1) for each in gradients] if optimizer == "normalised_sgd" else gradients
 
         def step(loss: Tensor) -> None:
-            fast.step(loss, grad_callback=per_view if optimizer == "normalised_sgd" else None)
+            fast.step(loss, grad_callback=prepare)
 
         yield functional, step

@@ -115,6 +115,6 @@ def weighted_losses(option: str, given: str | Mapping[str, float], known: Mappin
     return weights
 
 
-def combine(weights: Mapping[str, float], known: Mapping[str, Loss], predictions: Predictions) -> Tensor:
+def combine(weights: Mapping[str, float | Tensor], known: Mapping[str, Loss], predictions: Predictions) -> Tensor:
     """Weighted sum of losses, ``[B]``."""
     return torch.stack([weight * known[name](predictions) for name, weight in weights.items()]).sum(0)

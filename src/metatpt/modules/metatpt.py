@@ -7,7 +7,6 @@ they are options.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -15,21 +14,26 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from metatpt.functional import outer_step
-from metatpt.prompts import Head
+from metatpt.functional import normalise
+from metatpt.prompts import Head, TunedParameters
+from metatpt.rng import run_seed, sample_generator
 from metatpt.types import Adaptation, Batch, State
-from metatpt.views import clamp_start
+from metatpt.views import N_PARAMETERS, clamp_start
 
 from .checks import check_choice, check_number
 from .inner import InnerOptimizer, ViewSteps, view_steps
 from .losses import INNER, OUTER, Predictions, combine, teacher, weighted_losses
-from .tuning import PromptTuningModule
+from .starts import LearnedDistribution, LearnedPolicy, StartKind, ViewStart
+from .tuning import PromptSteps, PromptTuningModule
 from .views import Look
 
 Schedule = Literal["sequential", "nested", "joint"]
 Order = Literal["first", "second"]
-Augmentation = Literal["episodic", "fixed", "random_step", "online"]
+Augmentation = Literal["episodic", "fixed", "random_step", "online", "offline"]
+LearnedRates = Literal["none", "one", "per_parameter"]
 Predict = Literal["original", "ensemble"]
+
+_STILL = ("fixed", "offline")  # augmentations without an inner step
 
 
 @dataclass
@@ -70,8 +74,14 @@ class MetaTPTModule(PromptTuningModule):
             step under the current prompt) or ``joint`` (one stage: views and prompt step together on both losses).
         order: ``second``: the prompt's gradient flows through the inner loop; ``first``: it does not.
         augmentation: ``episodic`` (learned for each sample), ``fixed`` (no inner step), ``random_step`` (as far as
-            the inner loop goes, in a random direction: the control) or ``online`` (what the inner loops have added to
-            the views of the samples before, averaged over S and summed up, moves the start of the next ones).
+            the inner loop goes, in a random direction: the control), ``online`` (what the inner loops have added to
+            the views of the samples before, averaged over S and summed up, moves the start of the next ones) or
+            ``offline`` (no inner step from a start that meta training has learned).
+        view_start: Where views start: as ``drawn``, or as meta training learns it: drawn from one ``distribution`` for
+            all pictures, or moved by a ``policy`` of the picture's own features.
+        learned_rates: Whether meta training learns both step sizes: ``none``, ``one`` factor for each loop, or one
+            ``per_parameter``.
+        learned_loss_weights: Whether meta training learns the weights of the inner losses.
         predict: ``original`` (the original view at the tuned prompt) or ``ensemble`` (with the views of S, weighted
             by their entropy).
         **kwargs: See :class:`PromptTuningModule`.
@@ -91,6 +101,9 @@ class MetaTPTModule(PromptTuningModule):
         order: Order = "first",
         augmentation: Augmentation = "episodic",
         predict: Predict = "ensemble",
+        view_start: StartKind = "drawn",
+        learned_rates: LearnedRates = "none",
+        learned_loss_weights: bool = False,
         **kwargs: Any,
     ) -> None:
         check_choice("inner_optimizer", inner_optimizer, get_args(InnerOptimizer))
@@ -98,6 +111,8 @@ class MetaTPTModule(PromptTuningModule):
         check_choice("order", order, get_args(Order))
         check_choice("augmentation", augmentation, get_args(Augmentation))
         check_choice("predict", predict, get_args(Predict))
+        check_choice("view_start", view_start, get_args(StartKind))
+        check_choice("learned_rates", learned_rates, get_args(LearnedRates))
         check_number("inner_lr", inner_lr, 0)
         check_number("inner_steps", inner_steps, 0)
         check_number("inner_momentum", inner_momentum, 0, 1)
@@ -114,7 +129,16 @@ class MetaTPTModule(PromptTuningModule):
             )
         if schedule == "joint" and augmentation == "random_step":
             raise ValueError("schedule joint has no inner loop to replace by a random step; use sequential or nested")
-        self.inner_weights = weighted_losses("inner_loss", inner_loss, INNER)
+        if (augmentation in ("fixed", "online") and view_start != "drawn") or (
+            augmentation == "offline" and view_start == "drawn"
+        ):
+            raise ValueError(
+                f"augmentation {augmentation} does not go with view_start {view_start}: views that stay at a learned "
+                "start are augmentation offline, with view_start distribution or policy"
+            )
+        if learned_rates != "none" and inner_optimizer == "adam":
+            raise ValueError("inner_optimizer adam has no rate that can be learned; use normalised_sgd or sgd")
+        inner_weights = weighted_losses("inner_loss", inner_loss, INNER)
         self.outer_weights = weighted_losses("outer_loss", outer_loss, OUTER)
         super().__init__(selection=selection, outer_steps=outer_steps, **kwargs)
         self.inner_lr = inner_lr
@@ -125,6 +149,18 @@ class MetaTPTModule(PromptTuningModule):
         self.order = order
         self.augmentation = augmentation
         self.predict = predict
+        self.view_start = self._view_start(view_start)
+        self.learned_rates = learned_rates
+        self._inner_weights = inner_weights
+        self.learned = TunedParameters()
+        """What meta training learns beside the prompt and the start: logarithms of factors, so 0 at first."""
+        if learned_rates != "none":
+            each = learned_rates == "per_parameter"
+            self.learned["inner_lr"] = torch.zeros(N_PARAMETERS if each else ())
+            for name in self.prompt.state_names:
+                self.learned[f"outer_lr_{name}"] = torch.zeros(self.prompt.tuned[name].shape if each else ())
+        if learned_loss_weights:
+            self.learned.update({f"inner_loss_{name}": torch.zeros(()) for name in inner_weights})
         self._offset: Tensor | None = None
 
     # The two loops
@@ -140,79 +176,87 @@ class MetaTPTModule(PromptTuningModule):
             state: The prompt; None for the initial one.
             head: The head under that prompt, which the outer loop has at hand.
         """
-        if self.augmentation == "fixed" or not self.inner_steps:
-            return Learned(look.raw, self.selected_features(look, state))
+        if self.augmentation in _STILL or not self.inner_steps:
+            return Learned(look.raw, self._selected_at(batch, look, look.raw, state))
         assert batch is not None
         assert look.raw is not None
         # Of a random step only the length counts, which nothing is differentiated through.
         second = self.order == "second" and state is not None and self.augmentation != "random_step"
+        second = second or self.tape is not None
         fixed = state if second or state is None else {name: value.detach() for name, value in state.items()}
         original = self.original_features(look, fixed)
-        self.clip.double_backward = second
+        twice, self.clip.double_backward = self.clip.double_backward, second and self.tape != "first"
         try:
             with self._view_steps(look.raw, second) as (views, step):
                 for _ in range(self.inner_steps):
                     features = self._encode_selected(batch, look, views(), fixed, original)
                     predictions = self._predict_views(head, original, features, look)
-                    step(combine(self.inner_weights, INNER, predictions).sum())
+                    step(combine(self.inner_weights(), INNER, predictions).sum())
                 raw = views()
         finally:
-            self.clip.double_backward = False
+            self.clip.double_backward = twice
         if self.augmentation == "random_step":
             raw = self._random_step(batch, look, raw)
         raw = raw if second else raw.detach()
         return Learned(raw, self._selected_at(batch, look, raw, state, second))
 
-    def outer_loop(self, batch: Batch | None, look: Look, state: State) -> tuple[State, Learned, dict[str, Tensor]]:
-        """Tune the prompt on the views; returns it with the views as they ended, and diagnostics."""
+    def outer_loop(self, batch: Batch | None, look: Look, state: State) -> tuple[PromptSteps, Learned]:
+        """Tune the prompt on the views; returns its steps, and the views as they ended."""
         learned: Learned | None = None
         target: Tensor | None = None
-
-        def loss(state: State, step: int) -> Tensor:
-            nonlocal learned, target
-            head = self.prompt.head(state)
+        steps = PromptSteps(self, state)
+        for _ in range(self.outer_steps):
+            at = steps.differentiated()
+            head = self.prompt.head(at)
             if learned is None or self.schedule == "nested":
-                learned = self.inner_loop(batch, look, state, head)
+                # On a tape the prompt behind the step, of whose gradient these views are no part.
+                aside = self.tape is not None and self.order == "first"
+                learned = (
+                    self.inner_loop(batch, look, steps.state, self.prompt.head(steps.state))
+                    if aside
+                    else self.inner_loop(batch, look, at, head)
+                )
+                if aside and self.prompt.reaches_pixels:
+                    learned.features = self._selected_at(batch, look, learned.raw, at)
             elif self.prompt.reaches_pixels:
-                learned.features = self._selected_at(batch, look, learned.raw, state)
-            original = self.original_features(look, state)
-            predictions = self._predict_views(head, original, learned.features, look)
-            learned = learned.detach()  # frees the tape: no later step's gradient goes through it
+                learned.features = self._selected_at(batch, look, learned.raw, at)
+            predictions = self._predict_views(head, self.original_features(look, at), learned.features, look)
             target = teacher(predictions.log_probs, look.counted) if target is None else target
             predictions.teacher = target
-            return combine(self.outer_weights, OUTER, predictions)
-
-        state, diagnostics = self.tune(state, loss)
+            steps.take(at, combine(self.outer_weights, OUTER, predictions))
+            if self.tape is None:
+                learned = learned.detach()  # frees the tape: no later step's gradient goes through it
         if learned is None:  # no outer step was asked for
-            learned = self.inner_loop(batch, look, None, self.prompt.head())
-        return state, learned, diagnostics
+            under = None if self.tape is None else steps.state
+            learned = self.inner_loop(batch, look, under, self.prompt.head(steps.state))
+        return steps, learned
 
-    def joint_loop(self, batch: Batch, look: Look, state: State) -> tuple[State, Learned, dict[str, Tensor]]:
+    def joint_loop(self, batch: Batch, look: Look, state: State) -> tuple[PromptSteps, Learned]:
         """One stage: in each step views and prompt descend the sum of both losses together."""
         assert look.raw is not None
-        rates, memory, losses = self.rates(state), dict[str, State](), list[Tensor]()
+        steps = PromptSteps(self, state)
         target: Tensor | None = None
-        moves = self.augmentation != "fixed"
+        moves = self.augmentation not in _STILL
         with self._view_steps(look.raw, False) as (views, step_views):
-            for step in range(1, self.outer_steps + 1):
-                state = {name: value.detach().requires_grad_() for name, value in state.items()}
-                original = self.original_features(look, state)
-                features = self._encode_selected(batch, look, views(), state, original)
-                predictions = self._predict_views(self.prompt.head(state), original, features, look)
+            for _ in range(self.outer_steps):
+                at = steps.differentiated()
+                original = self.original_features(look, at)
+                if moves:
+                    features = self._encode_selected(batch, look, views(), at, original)
+                else:
+                    features = self.selected_features(look, at)
+                predictions = self._predict_views(self.prompt.head(at), original, features, look)
                 target = teacher(predictions.log_probs, look.counted) if target is None else target
                 predictions.teacher = target
-                loss = combine(self.inner_weights, INNER, predictions)
+                loss = combine(self.inner_weights(), INNER, predictions)
                 loss = loss + combine(self.outer_weights, OUTER, predictions)
-                gradients = self.gradients(loss.sum(), state, keep=moves)
+                steps.take(at, loss, keep=moves)
                 if moves:
                     step_views(loss.sum())
-                losses.append(loss.detach())
-                state = outer_step(self.outer_optimizer, state, gradients, memory, rates, step)
-            raw = views().detach()
-        state = {name: value.detach() for name, value in state.items()}
+            raw = views().detach() if moves else look.raw
         with torch.no_grad():
-            learned = Learned(raw, self._selected_at(batch, look, raw, state))
-        return state, learned, self.tuning_diagnostics(losses, rates)
+            learned = Learned(raw, self._selected_at(batch, look, raw, steps.state))
+        return steps, learned
 
     # The method
 
@@ -222,14 +266,15 @@ class MetaTPTModule(PromptTuningModule):
         assert look.raw is not None
         start = self.start_state(len(batch))
         loop = self.joint_loop if self.schedule == "joint" else self.outer_loop
-        state, learned, diagnostics = loop(batch, look, start)
+        steps, learned = loop(batch, look, start)
+        state, diagnostics = steps.finish()
         self.finish_state(state)
         assert learned.raw is not None
         if self.augmentation == "online":
             self._carry_views(look, learned.raw)
-        diagnostics["view_shift"] = (learned.raw - look.raw).norm(dim=-1).mean(1)
+        diagnostics["view_shift"] = (learned.raw - look.raw).detach().norm(dim=-1).mean(1)
         pixels = self.selected_pixels(batch, look, learned.raw) if self.keep_views else None
-        return self._conclude_tuned(batch, look, learned, state, pixels, diagnostics)
+        return self.conclude(look, self.predicted(batch, look, learned, state), pixels, **diagnostics)
 
     def adapt_views(self, views: Tensor) -> Adaptation:
         """Tune on given views ``[B, V, 3, R, R]`` in [0, 1], view 0 the original. They cannot move.
@@ -243,9 +288,10 @@ class MetaTPTModule(PromptTuningModule):
                 f"sequential, not {self.schedule}"
             )
         look = self.look_at(views)
-        state, learned, diagnostics = self.outer_loop(None, look, self.start_state(len(views)))
+        steps, learned = self.outer_loop(None, look, self.start_state(len(views)))
+        state, diagnostics = steps.finish()
         self.finish_state(state)
-        return self._conclude_tuned(None, look, learned, state, look.seen, diagnostics)
+        return self.conclude(look, self.predicted(None, look, learned, state), look.seen, **diagnostics)
 
     def carries_over(self) -> str | None:
         """The option that makes one sample depend on the ones before it, if any does."""
@@ -268,9 +314,46 @@ class MetaTPTModule(PromptTuningModule):
         super().resume_stream(stream)
         self._offset = stream.get("offset")
 
-    def start_views(self, raw: Tensor) -> Tensor:
-        """Where the drawn views start: moved by what earlier samples learned, with ``augmentation: online``."""
-        return raw if self._offset is None else clamp_start(raw + self._offset.to(raw))
+    def start_views(self, batch: Batch, raw: Tensor) -> Tensor:
+        """Where the drawn views start: moved by what earlier samples or meta training have learned."""
+        if self._offset is not None:
+            return clamp_start(raw + self._offset.to(raw))
+        if self.view_start is None or not raw.shape[1]:
+            return raw
+        noise = self._drawn(batch, "view_start", raw.shape[1:]).to(raw)
+        features = None
+        if self.view_start.probes is not None:
+            probes = self.view_start.probes.to(raw).expand(len(batch), -1, -1)
+            flip = torch.zeros(probes.shape[:2], dtype=torch.bool, device=raw.device)
+            with torch.no_grad():
+                features = self.prompt.encode(self.warp(batch, probes, flip))
+        moved: Tensor = self.view_start(raw, noise, features)
+        return moved if self.tape is not None else moved.detach()
+
+    def inner_weights(self) -> dict[str, float | Tensor]:
+        """The inner losses and their weights, with what meta training has learned of them."""
+        return {name: weight * self._factor(f"inner_loss_{name}") for name, weight in self._inner_weights.items()}
+
+    def rates(self, state: State) -> State:
+        """See :meth:`PromptTuningModule.rates`; with what meta training has learned of them."""
+        return {name: rate * self._factor(f"outer_lr_{name}") for name, rate in super().rates(state).items()}
+
+    def _factor(self, name: str) -> Tensor | float:
+        """A learned factor, off the tape but in meta training; 1 where it is not learned."""
+        if name not in self.learned:
+            return 1.0
+        value: Tensor = self.learned[name].to(self.clip.head_dtype).exp()
+        return value if self.tape is not None else value.detach()
+
+    def _view_start(self, kind: StartKind) -> ViewStart | None:
+        if kind == "drawn":
+            return None
+        if kind == "distribution":
+            return LearnedDistribution()
+        size = self.preprocessing.size
+        with torch.no_grad():
+            width = self.prompt.encode(torch.zeros(1, 1, 3, size, size)).shape[-1]
+        return LearnedPolicy(width, sample_generator(run_seed(), 0, "policy"))
 
     def _carry_views(self, look: Look, raw: Tensor) -> None:
         assert look.raw is not None
@@ -281,20 +364,27 @@ class MetaTPTModule(PromptTuningModule):
             self._offset = added if self._offset is None else self._offset + added
 
     def _view_steps(self, raw: Tensor, differentiable: bool) -> AbstractContextManager[ViewSteps]:
-        return view_steps(raw, self.inner_optimizer, self.inner_lr, self.inner_momentum, differentiable)
+        lr = self.inner_lr * self._factor("inner_lr")
+        constant = self.tape == "first"
+        return view_steps(raw, self.inner_optimizer, lr, self.inner_momentum, differentiable, constant)
+
+    def _drawn(self, batch: Batch, stream: str, shape: torch.Size) -> Tensor:
+        """Standard normal numbers ``[B, ...]`` of (seed, index)."""
+        return torch.stack(
+            [
+                torch.randn(shape, generator=self.generator(number, stream), dtype=torch.float64)
+                for number in batch.index.tolist()
+            ]
+        )
 
     def _random_step(self, batch: Batch, look: Look, raw: Tensor) -> Tensor:
         """As far as the inner loop went, in a random direction of (seed, index)."""
         assert look.raw is not None
-        directions = torch.stack(
-            [
-                torch.randn(raw.shape[1:], generator=self.generator(number, "random_step"), dtype=torch.float64)
-                for number in batch.index.tolist()
-            ]
-        )
-        length = (raw.detach() - look.raw).norm(dim=-1, keepdim=True)
-        unit = (directions / directions.norm(dim=-1, keepdim=True)).to(raw)
-        moved: Tensor = look.raw + length * unit
+        directions = self._drawn(batch, "random_step", raw.shape[1:])
+        moves = raw - look.raw
+        unit = normalise(moves, 1)  # a norm has no derivative where a view stays
+        length = (moves * unit).sum(-1, keepdim=True)
+        moved: Tensor = look.raw + length * (directions / directions.norm(dim=-1, keepdim=True)).to(raw)
         return moved
 
     def _selected_at(
@@ -302,18 +392,17 @@ class MetaTPTModule(PromptTuningModule):
     ) -> Tensor:
         """Features ``[B, K, D]`` of S at parameters `raw`, on the tape of what is differentiated next.
 
-        That is `raw` too with `second`, else the prompt alone, where it reaches the pixels.
+        That is `raw` too with `second` or in meta training, else the prompt alone, where it reaches the pixels.
         """
-        if self.augmentation == "fixed" or raw is None:
+        if raw is None or (raw is look.raw and not raw.requires_grad):
             return self.selected_features(look, state)
         assert batch is not None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (second or self.prompt.reaches_pixels)):
+        graph = second or self.tape is not None or self.prompt.reaches_pixels
+        with torch.set_grad_enabled(torch.is_grad_enabled() and graph):
             return self._encode_selected(batch, look, raw, state, self.original_features(look, state))
 
     def _encode_selected(self, batch: Batch, look: Look, raw: Tensor, state: State | None, original: Tensor) -> Tensor:
         """Features ``[B, K, D]`` of S at parameters `raw` under a state; the original never moves and is given."""
-        if self.augmentation == "fixed":
-            return self.selected_features(look, state)
         assert look.flip is not None
         pixels = [
             views if place is None else torch.cat([views[:place], views[place + 1 :]])
@@ -339,22 +428,14 @@ class MetaTPTModule(PromptTuningModule):
         log_probs = [self.log_probs(head, each) for each in (original, features)]
         return Predictions(torch.cat(log_probs, dim=1), features, look.counted)
 
-    def _conclude_tuned(
-        self,
-        batch: Batch | None,
-        look: Look,
-        learned: Learned,
-        state: State,
-        pixels: Tensor | None,
-        diagnostics: Mapping[str, Tensor],
-    ) -> Adaptation:
-        with torch.no_grad():
+    def predicted(self, batch: Batch | None, look: Look, learned: Learned, state: State) -> Tensor:
+        """Log-probabilities ``[B, C]`` under the tuned prompt."""
+        with torch.set_grad_enabled(self.tape is not None):
+            features = learned.features
             if self.prompt.reaches_pixels and self.predict == "ensemble":
-                learned.features = self._selected_at(batch, look, learned.raw, state)
+                features = self._selected_at(batch, look, learned.raw, state)
             original = self.original_features(look, state)
-            predictions = self._predict_views(self.prompt.head(state), original, learned.features, look)
+            predictions = self._predict_views(self.prompt.head(state), original, features, look)
             if self.predict == "original":
-                log_probs = predictions.original[:, 0]
-            else:
-                log_probs = self.ensemble(look, predictions.log_probs)
-        return self.conclude(look, log_probs, pixels, **diagnostics)
+                return predictions.original[:, 0]
+            return self.ensemble(look, predictions.log_probs)

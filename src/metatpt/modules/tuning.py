@@ -15,6 +15,7 @@ from metatpt.types import State
 from .checks import check_choice, check_number
 from .views import ViewModule
 
+Tape = Literal["first", "second"]
 OuterOptimizer = Literal["adamw", "sgd", "normalised_sgd"]
 
 
@@ -29,6 +30,9 @@ class PromptTuningModule(ViewModule):
         tuned_part: What of the prompt is tuned: ``text``, ``visual`` or ``both``.
         **kwargs: See :class:`ViewModule`.
     """
+
+    tape: Tape | None = None
+    """In meta training the steps stay on the tape: with the gradients that they take, or with these as constants."""
 
     def __init__(
         self,
@@ -71,6 +75,13 @@ class PromptTuningModule(ViewModule):
             for name, value in state.items()
         }
 
+    def start_state(self, batch_size: int) -> State:
+        """See :meth:`AdaptationModule.start_state`; in meta training on the tape of the prompt's parameters."""
+        if self.tape is None:
+            return super().start_state(batch_size)
+        live = self.prompt.live_state(batch_size)
+        return {name: live[name] for name in self.prompt.state_names}
+
     def tune(self, state: State, loss: Callable[[State, int], Tensor]) -> tuple[State, dict[str, Tensor]]:
         """Take the outer steps.
 
@@ -81,16 +92,11 @@ class PromptTuningModule(ViewModule):
         Returns:
             The tuned state, and as diagnostics the first and the last loss and the resolved rate.
         """
-        rates, memory = self.rates(state), dict[str, State]()
-        losses: list[Tensor] = []
+        steps = PromptSteps(self, state)
         for step in range(1, self.outer_steps + 1):
-            state = {name: value.detach().requires_grad_() for name, value in state.items()}
-            value = loss(state, step)
-            gradients = self.gradients(value.sum(), state)
-            losses.append(value.detach())
-            state = outer_step(self.outer_optimizer, state, gradients, memory, rates, step)
-        tuned = {name: value.detach() for name, value in state.items()}
-        return tuned, self.tuning_diagnostics(losses, rates)
+            at = steps.differentiated()
+            steps.take(at, loss(at, step))
+        return steps.finish()
 
     def gradients(self, loss: Tensor, state: State, keep: bool = False) -> State:
         """Gradients of a loss by a state; zero for what it does not depend on (a bias that no view meets, say).
@@ -103,7 +109,14 @@ class PromptTuningModule(ViewModule):
         Raises:
             RuntimeError: The state changes how pictures are encoded, and they were not encoded under it.
         """
-        found = torch.autograd.grad(loss, list(state.values()), retain_graph=keep, allow_unused=True)
+        taped = self.tape is not None
+        found = torch.autograd.grad(
+            loss,
+            list(state.values()),
+            retain_graph=keep or taped,
+            create_graph=self.tape == "second",
+            allow_unused=True,
+        )
         given = dict(zip(state, found, strict=True))
         pixel_names = self.prompt.pixel_names
         if pixel_names and all(given[name] is None for name in pixel_names):
@@ -113,9 +126,55 @@ class PromptTuningModule(ViewModule):
             )
         return {name: torch.zeros_like(state[name]) if each is None else each for name, each in given.items()}
 
-    def tuning_diagnostics(self, losses: list[Tensor], rates: State) -> dict[str, Tensor]:
-        """First and last loss, and the resolved rate, ``[B]`` each."""
-        if not losses:
-            return {}
-        rate = next(iter(rates.values())).flatten()[0]
-        return {"first_loss": losses[0], "last_loss": losses[-1], "outer_lr": rate.expand(len(losses[0]))}
+
+class PromptSteps:
+    """The prompt of B samples on its way down a loss.
+
+    Args:
+        module: Says how steps are taken; with a `tape` they stay on it.
+        state: Where the samples start.
+    """
+
+    def __init__(self, module: PromptTuningModule, state: State) -> None:
+        self.module = module
+        self.state = state
+        self.visited: list[State] = []
+        """Where each step was taken from."""
+        self._rates = module.rates(state)
+        self._memory: dict[str, State] = {}
+        self._losses: list[Tensor] = []
+
+    def differentiated(self) -> State:
+        """The state for a loss whose gradient a step takes. With a tape the state behind it is another node of it.
+
+        So what was computed from :attr:`state` itself has no part in that gradient, but in that of the whole way.
+        """
+        if self.module.tape is None:
+            return {name: value.detach().requires_grad_() for name, value in self.state.items()}
+        return {name: value.view_as(value) for name, value in self.state.items()}
+
+    def take(self, at: State, loss: Tensor, keep: bool = False) -> None:
+        """One step.
+
+        Args:
+            at: What :meth:`differentiated` gave.
+            loss: ``[B]``, under it.
+            keep: Whether the loss's graph is used again.
+        """
+        module = self.module
+        gradients = module.gradients(loss.sum(), at, keep)
+        self._losses.append(loss.detach())
+        self.visited.append(self.state)
+        before = at if module.tape is None else self.state
+        number = len(self._losses)
+        self.state = outer_step(module.outer_optimizer, before, gradients, self._memory, self._rates, number)
+
+    def finish(self) -> tuple[State, dict[str, Tensor]]:
+        """The tuned state, and as diagnostics ``[B]`` the first and the last loss and the resolved rate."""
+        state = self.state
+        if self.module.tape is None:
+            state = {name: value.detach() for name, value in state.items()}
+        if not self._losses:
+            return state, {}
+        rate = next(iter(self._rates.values())).detach().flatten()[0].expand(len(self._losses[0]))
+        return state, {"first_loss": self._losses[0], "last_loss": self._losses[-1], "outer_lr": rate}

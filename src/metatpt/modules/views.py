@@ -103,7 +103,7 @@ class ViewModule(AdaptationModule):
         raw, flip = sample_views(
             self.init, self.bounds, self.n_views - 1, batch.aspect, batch.index.tolist(), self.run_seed(), self.spread
         )
-        raw = self.start_views(raw.to(self.clip.head_dtype))
+        raw = self.start_views(batch, raw.to(self.clip.head_dtype))
         original = batch.image[:, None].to(raw.dtype)
         with torch.no_grad():
             views = torch.cat([original, self.warp(batch, raw, flip)], dim=1) if self.n_views > 1 else original
@@ -133,8 +133,8 @@ class ViewModule(AdaptationModule):
         assert look.seen is not None
         return self.prompt.encode(look.seen, state)
 
-    def start_views(self, raw: Tensor) -> Tensor:
-        """Where the drawn views ``[B, V - 1, 6]`` start."""
+    def start_views(self, batch: Batch, raw: Tensor) -> Tensor:
+        """Where the drawn views ``[B, V - 1, 6]`` of a batch start."""
         return raw
 
     @timed("views")

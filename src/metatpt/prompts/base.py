@@ -191,7 +191,7 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
 
     def _features(self, images: Tensor, hook: BlockHook, held: int) -> Tensor:
         """Features ``[N, D]`` of pictures, of unit length; several of a picture stand side by side in them."""
-        features = self.clip.encode_image(images, hook, held)
+        features = self.clip.encode_image(images, hook=hook, held=held)
         return features if features.ndim == 2 else features.flatten(1) / math.sqrt(features.shape[1])
 
     # Classes

@@ -9,12 +9,13 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor
 
 from metatpt.clip import FrozenCLIP
 from metatpt.types import Preprocessing
+
+from .models import tokenizer
 
 FOLDER = Path(__file__).parents[1] / "data" / "golden"
 MANIFEST: dict[str, Any] = json.loads((FOLDER / "manifest.json").read_text())
@@ -36,7 +37,7 @@ def golden_clip() -> FrozenCLIP:
     vision = {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8, "head_width": 64}
     model = open_clip.CLIP(embed_dim=64, quick_gelu=True, vision_cfg=vision, text_cfg=text)
     model.load_state_dict(_weights())
-    return FrozenCLIP(model, SimpleTokenizer(), Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "golden")
+    return FrozenCLIP(model, tokenizer(77), Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "golden")
 
 
 def golden_views() -> Tensor:

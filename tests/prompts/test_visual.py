@@ -105,8 +105,7 @@ def test_pictures_that_do_not_fit_go_through_alone_and_again() -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
-@pytest.mark.parametrize("kind", ["openai_vit", "average_pool"])
-@pytest.mark.parametrize("memory", [2**32, 1])
+@pytest.mark.parametrize(("kind", "memory"), [("openai_vit", 1), ("average_pool", 2**32)])  # 1: a picture at a time
 def test_first_and_second_derivatives_equal_finite_differences(kind: str, memory: int) -> None:
     clip = frozen(kind)
     learner = VisualPrompt(clip, CLASSES, TEMPLATE, n_visual=2, depth=2).double()

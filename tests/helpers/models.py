@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,20 @@ def build(kind: str, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
+@cache
+def tokenizer(context_length: int) -> SimpleTokenizer:
+    """OpenAI's, whose vocabulary takes a while to read."""
+    return SimpleTokenizer(context_length=context_length)
+
+
 def frozen(kind: str, seed: int = 0, memory: int | str = 4096) -> FrozenCLIP:
     """A small random model, frozen."""
     model = build(kind, seed)
     size = CONFIGS[kind]["vision_cfg"]["image_size"]
     preprocessing = Preprocessing(size, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
-    tokenizer = SimpleTokenizer(context_length=CONFIGS[kind]["text_cfg"]["context_length"])
-    return FrozenCLIP(model, tokenizer, preprocessing, kind, None, None, memory)
+    return FrozenCLIP(
+        model, tokenizer(CONFIGS[kind]["text_cfg"]["context_length"]), preprocessing, kind, None, None, memory
+    )
 
 
 def save_folder(kind: str, folder: Path, seed: int = 0, **preprocess: Any) -> Path:

@@ -2,16 +2,20 @@
 
 from .base import Head, Part, PromptLearner, TunedParameters
 from .factory import PromptFactory, as_factory
+from .multi_modal import MultiModalPrompt
 from .template import TemplatePrompt
 from .text import TextPrompt
+from .visual import VisualPrompt
 
 __all__ = [
     "Head",
+    "MultiModalPrompt",
     "Part",
     "PromptFactory",
     "PromptLearner",
     "TemplatePrompt",
     "TextPrompt",
     "TunedParameters",
+    "VisualPrompt",
     "as_factory",
 ]

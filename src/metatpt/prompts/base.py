@@ -137,7 +137,7 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
 
     def spread(self) -> dict[str, float]:
         """Standard deviation of each parameter's entries (0 for one): what a relative learning rate is relative to."""
-        versions = self._versions()
+        versions = self._versions(list(self._parts))
         if self._spread is None or self._spread[0] != versions:  # read from the device once, not for every batch
             several = {name: value.detach().double() for name, value in self.tuned.items() if value.numel() > 1}
             found = {name: float(value.std()) for name, value in several.items()}
@@ -227,7 +227,8 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
         inference = torch.is_inference_mode_enabled()
         names = tuple(moved) if graph else ()
         device, precision = self.column.device, (self.clip.dtype, self.clip.autocast_dtype)
-        key = (device, *precision, inference, self.training, self._versions())
+        of_text = [name for name, part in self._parts.items() if part != "visual"]
+        key = (device, *precision, inference, self.training, self._versions(of_text))
         with_graph = graph and keep
         if self._kept is None or self._kept.key != key or (graph and self._kept.names != names) or (
             with_graph and not self._kept.features.requires_grad
@@ -265,8 +266,8 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
         """Let go of what is kept for the initial state; it is computed again when it is needed."""
         self._kept = None
 
-    def _versions(self) -> list[tuple[int, int]]:
-        return [(value.data_ptr(), value._version) for value in self.tuned.values()]
+    def _versions(self, names: Sequence[str]) -> list[tuple[int, int]]:
+        return [(self.tuned[name].data_ptr(), self.tuned[name]._version) for name in names]
 
     def _is_initial(self, state: State) -> bool:
         """Whether a state is what :meth:`initial_state` gave: a view of the parameters. Its values are not read."""

@@ -1,11 +1,13 @@
 """What is tuned: one file per prompt learner, on one interface."""
 
 from .base import Head, Part, PromptLearner, TunedParameters
+from .conditional import ConditionalPrompt
 from .factory import PromptFactory, as_factory
 from .template import TemplatePrompt
 from .text import TextPrompt
 
 __all__ = [
+    "ConditionalPrompt",
     "Head",
     "Part",
     "PromptFactory",

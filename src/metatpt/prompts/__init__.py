@@ -1,6 +1,7 @@
 """What is tuned: one file per prompt learner, on one interface."""
 
 from .base import Head, Part, PromptLearner, TunedParameters
+from .conditional import ConditionalPrompt
 from .factory import PromptFactory, as_factory
 from .multi_modal import MultiModalPrompt
 from .template import TemplatePrompt
@@ -8,6 +9,7 @@ from .text import TextPrompt
 from .visual import VisualPrompt
 
 __all__ = [
+    "ConditionalPrompt",
     "Head",
     "MultiModalPrompt",
     "Part",

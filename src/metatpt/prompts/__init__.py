@@ -2,6 +2,7 @@
 
 from .base import Head, Part, PromptLearner, TunedParameters
 from .factory import PromptFactory, as_factory
+from .representation import RepresentationPrompt
 from .template import TemplatePrompt
 from .text import TextPrompt
 
@@ -10,6 +11,7 @@ __all__ = [
     "Part",
     "PromptFactory",
     "PromptLearner",
+    "RepresentationPrompt",
     "TemplatePrompt",
     "TextPrompt",
     "TunedParameters",

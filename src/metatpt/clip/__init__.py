@@ -2,6 +2,6 @@
 
 from .loading import load_clip
 from .model import FrozenCLIP
-from .tokens import PromptTokens
+from .tokens import ContextLayout, PromptTokens
 
-__all__ = ["FrozenCLIP", "PromptTokens", "load_clip"]
+__all__ = ["ContextLayout", "FrozenCLIP", "PromptTokens", "load_clip"]

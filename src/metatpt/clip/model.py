@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from .casting import CastWeights
 from .packed import PackedPrompts, packable
 from .scaling import GradientScale
 from .text import Guard, Passes, PlainPrompts, text_tower, token_embedding
-from .tokens import PromptTokens, Tokenizer, tokenize_prompts
+from .tokens import ContextLayout, PromptTokens, Tokenizer, tokenize_prompts
 from .vit import encode_pictures, plain_vit
 
 Memory = int | Literal["auto"]
@@ -178,14 +177,14 @@ class FrozenCLIP(nn.Module):
 
     # Text
 
-    def tokenize(self, template: str, class_names: Sequence[str]) -> PromptTokens:
+    def tokenize(self, template: str, class_names: Sequence[str], layout: ContextLayout | None = None) -> PromptTokens:
         """Prompts for classes; see :func:`metatpt.clip.tokens.tokenize_prompts` for its errors."""
-        return tokenize_prompts(self.tokenizer, self.context_length, template, class_names, self.known_words)
+        return tokenize_prompts(self.tokenizer, self.context_length, template, class_names, self.known_words, layout)
 
     def embed_context(self, tokens: PromptTokens) -> Tensor:
-        """Token embeddings ``[n_context, d]`` of the words before the class name."""
+        """Token embeddings ``[n_context, d]`` of the words in whose place the context vectors stand."""
         table = token_embedding(self.model)
-        ids = tokens.ids[0, tokens.start : tokens.start + tokens.n_context]
+        ids = tokens.ids[0, tokens.place[0]]
         return table.weight[ids.to(table.weight.device)].detach().to(self.head_dtype)
 
     def layout(self, tokens: PromptTokens) -> PackedPrompts | PlainPrompts:
@@ -204,7 +203,8 @@ class FrozenCLIP(nn.Module):
 
         Args:
             prompts: What :meth:`layout` made.
-            context: ``[B, n_context, d]`` in place of the words before the class name, or None for these.
+            context: ``[B, n, d]``, or of each prompt ``[B, U, n, d]``, where `prompts` have a place for its vectors; or
+                None for the words that stand there.
             hook: What a prompt learner changes inside the tower.
             held: How many such graphs are held at once until the backward pass: the samples that are adapted together.
 
@@ -213,7 +213,7 @@ class FrozenCLIP(nn.Module):
             where the towers are).
 
         Raises:
-            ValueError: A hook for a tower that has no place for it.
+            ValueError: A hook for a tower that has no place for it, or a context that does not fit the prompts.
         """
         if hook is not IDENTITY and not prompts.takes_hooks:
             raise ValueError(_no_place_for(hook, text_tower(self.model), "a causal tower of open_clip's plain blocks"))
@@ -231,13 +231,15 @@ class FrozenCLIP(nn.Module):
         device = token_embedding(self.model).weight.device
         return not self.budget.recompute(held * prompts.size * self._bytes_of_prompts(prompts), device)
 
+    def contexts_at_once(self, prompts: PackedPrompts | PlainPrompts) -> int:
+        """For how many contexts all of these prompts go through the tower at once, at least one."""
+        device = token_embedding(self.model).weight.device
+        return max(1, self.budget.chunk(self._bytes_of_prompts(prompts), device) // prompts.size)
+
     @timed("text_tower")
     def _bytes_of_prompts(self, prompts: PackedPrompts | PlainPrompts) -> int:
         """What the graph of one token of packed prompts keeps, or of one row of others; measured on a few rows."""
-        tokens = prompts.tokens
-        few = replace(tokens, ids=tokens.ids[: prompts.probed], length=tokens.length[: prompts.probed])
-        if not few.n_context:  # the start token stands in for the words before the class name
-            few = replace(few, start=0, n_context=1)
+        few = prompts.tokens.few(prompts.probed)
 
         def encode() -> tuple[Tensor, int]:
             probe = type(prompts)(self.model, few)

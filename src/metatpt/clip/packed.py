@@ -1,9 +1,10 @@
 """The causal text tower for prompts that share their beginning: each token is computed once.
 
-All class prompts begin with the start token and the same context. Attention is causal, so the keys and values of that
-prefix do not depend on what follows: they are computed once per sample, and every class attends to them. Behind the
-prefix the classes are packed without padding; dense layers run on the packed tokens, attention runs per group of
-classes of equal length, and the last block computes each class's end token alone. All of this is exact.
+All class prompts begin with the start token and, mostly, the same context. Attention is causal, so the keys and values
+of that prefix do not depend on what follows: they are computed once per sample, and every class attends to them. Behind
+the prefix the classes are packed without padding; dense layers run on the packed tokens, attention runs per group of
+classes of equal length, and the last block computes each class's end token alone. All of this is exact. Context vectors
+that stand behind class names, or that each class has of its own, are tokens behind the prefix.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from .blocks import BlockHook, finish, plain_blocks, project
 from .budget import run
-from .text import Guard, Passes, pool_type, text_tower
+from .text import Guard, Passes, check_context, pool_type, put_context, text_tower
 from .tokens import PromptTokens
 
 
@@ -42,12 +43,16 @@ class _Chunk:
         ids: ``[T]``.
         position: ``[T]``: place of each token in its prompt.
         ends: Place of each class's end token among the T.
+        rows: The classes.
+        place: ``[1, classes * m]``: place of each one's m own context vectors among the T.
         groups: ``(length, number of classes)`` of each run of equal lengths.
     """
 
     ids: Tensor
     position: Tensor
     ends: Tensor
+    rows: Tensor
+    place: Tensor
     groups: list[tuple[int, int]]
 
 
@@ -72,11 +77,13 @@ class PackedPrompts:
             end = ids.eq(eos).int().argmax(1)
         else:
             end = ids.argmax(1)
-        self.prefix = tokens.start + tokens.n_context
+        self.prefix = tokens.prefix
+        self.n_shared = tokens.n_shared
         tail = (end + 1 - self.prefix).tolist()
         self.order = sorted(range(len(tail)), key=lambda row: tail[row])
         self.tail = [tail[row] for row in self.order]
         self._prefix_ids = ids[:1, : self.prefix]
+        self._prefix_place = tokens.place[:1, : self.n_shared]
         self._laid_out: tuple[object, list[_Chunk], Tensor] | None = None
 
     @property
@@ -93,7 +100,8 @@ class PackedPrompts:
         """Text features.
 
         Args:
-            context: ``[B, n_context, d]``, or None for the words of the prompts themselves.
+            context: ``[B, n, d]``, or ``[B, U, n, d]`` where no vector is shared, or None for the words of the prompts
+                themselves.
             passes: How the classes go through, `passes.chunk` counting tokens.
             guard: Context manager to run the tower in, in the recomputation as well.
             hook: What a prompt learner changes on the way.
@@ -105,24 +113,26 @@ class PackedPrompts:
         device = tower.token_embedding.weight.device
         if self._prefix_ids.device != device:  # a copy would wait for all work on a GPU
             with torch.inference_mode(False):  # a later backward pass may keep it
-                self._prefix_ids = self._prefix_ids.to(device)
+                self._prefix_ids, self._prefix_place = self._prefix_ids.to(device), self._prefix_place.to(device)
         embedded = tower.token_embedding(self._prefix_ids)
         if context is not None:
-            before, after = self.tokens.start, self.tokens.start + self.tokens.n_context
-            whole = embedded.expand(len(context), -1, -1)
-            embedded = torch.cat([whole[:, :before], context.to(embedded.dtype), whole[:, after:]], dim=1)
+            check_context(context, self.tokens)
+            shared = context.flatten(1, -2)[:, : self.n_shared]
+            embedded = put_context(embedded, shared, self._prefix_place)
         with guard():
             position = tower.positional_embedding[: self.prefix]
             cached = self._encode_prefix(embedded + position.to(embedded.dtype), hook)
 
-        def encode(chunk: _Chunk, *cached: Tensor) -> Tensor:
+        own = context if self.n_shared < self.tokens.n_context else None
+
+        def encode(chunk: _Chunk, own: Tensor | None, *cached: Tensor) -> Tensor:
             with guard():
-                return self._encode_tails(chunk, cached, hook)
+                return self._encode_tails(chunk, own, cached, hook)
 
         results = []
         chunks, back = self._lay_out(max(1, passes.chunk // len(embedded)), device)
         for chunk in chunks:  # the same with and without a graph, to the last bit
-            results.append(run(encode, chunk, *cached, recompute=passes.recompute))
+            results.append(run(encode, chunk, own, *cached, recompute=passes.recompute))
         return torch.cat(results, dim=1)[:, back]
 
     def _lay_out(self, size: int, device: torch.device) -> tuple[list[_Chunk], Tensor]:
@@ -145,10 +155,14 @@ class PackedPrompts:
         lengths, rows = self.tail[first:last], self.order[first:last]
         position = torch.cat([torch.arange(length) for length in lengths]) + self.prefix
         row = torch.tensor(rows).repeat_interleave(torch.tensor(lengths))
+        begins = torch.tensor([0, *lengths[:-1]]).cumsum(0)[:, None] - self.prefix
+        place = self.tokens.place[rows, self.n_shared :] + begins
         return _Chunk(
             ids=self.tokens.ids[row, position].to(device),
             position=position.to(device),
             ends=(torch.tensor(lengths).cumsum(0) - 1).to(device),
+            rows=torch.tensor(rows).to(device),
+            place=place.flatten()[None].to(device),
             groups=_groups(lengths),
         )
 
@@ -165,10 +179,16 @@ class PackedPrompts:
                 x = finish(block, number, x, attended.transpose(1, 2).flatten(2), hook)
         return cached
 
-    def _encode_tails(self, chunk: _Chunk, cached: Sequence[Tensor], hook: BlockHook) -> Tensor:
+    def _encode_tails(self, chunk: _Chunk, own: Tensor | None, cached: Sequence[Tensor], hook: BlockHook) -> Tensor:
+        """Features ``[B, classes, D]`` of a chunk; `own` is the context where vectors of it stand there."""
         tower = self.tower
         table = tower.token_embedding
-        x = table(chunk.ids) + tower.positional_embedding[chunk.position].to(table.weight.dtype)
+        x = table(chunk.ids)
+        if own is not None:
+            # Copies of shared vectors, so that the backward pass adds up their gradients in a fixed order.
+            of_each = own[:, None].expand(-1, len(chunk.rows), -1, -1) if own.ndim == 3 else own[:, chunk.rows]
+            x = put_context(x[None], of_each[:, :, self.n_shared :].flatten(1, 2), chunk.place)
+        x = x + tower.positional_embedding[chunk.position].to(table.weight.dtype)
         x = x.expand(cached[0].shape[0], -1, -1)
         blocks = tower.transformer.resblocks
         for number, block in enumerate(blocks):

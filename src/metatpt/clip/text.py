@@ -52,6 +52,34 @@ def pool_type(tower: Any) -> str | None:
     return getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
 
 
+def check_context(context: Tensor, tokens: PromptTokens) -> None:
+    """Refuse a context that does not fit the prompts.
+
+    Raises:
+        ValueError: Its shape is neither ``[B, n, d]`` nor, where no vector is shared, ``[B, U, n, d]``.
+    """
+    rows, n = tokens.place.shape
+    shapes = [(n,), (rows, n)] if tokens.prefix <= tokens.start else [(n,)]
+    if tuple(context.shape[1:-1]) not in shapes:
+        expected = " or ".join(f"[B, {', '.join(map(str, shape))}, d]" for shape in shapes)
+        raise ValueError(f"Expected a context of shape {expected} for these prompts, got {list(context.shape)}")
+
+
+def put_context(embedded: Tensor, vectors: Tensor, place: Tensor) -> Tensor:
+    """Put context vectors in the place of tokens.
+
+    Args:
+        embedded: ``[1, T, d]`` or ``[N, T, d]``.
+        vectors: ``[N, n, d]``.
+        place: Where each stands among the T, ``[1, n]`` or ``[N, n]``.
+
+    Returns:
+        ``[N, T, d]``.
+    """
+    index = place[..., None].expand(len(vectors), -1, vectors.shape[-1])
+    return embedded.expand(len(vectors), -1, -1).scatter(1, index, vectors.to(embedded.dtype))
+
+
 def trimmable(model: nn.Module) -> bool:
     """Whether padding at the end of a row changes nothing, and the tower takes shorter rows.
 
@@ -77,6 +105,7 @@ class PlainPrompts:
         self.tokens = tokens
         self.row = int(tokens.length.max()) if trimmable(model) else tokens.ids.shape[1]
         self._ids = tokens.ids[:, : self.row]
+        self._place = tokens.place
 
     @property
     def size(self) -> int:
@@ -85,25 +114,24 @@ class PlainPrompts:
 
     def features(self, context: Tensor | None, passes: Passes, guard: Guard, hook: BlockHook) -> Tensor:
         """Text features; see :meth:`metatpt.clip.packed.PackedPrompts.features`. There is no place for a hook."""
-        tokens = self.tokens
         table = token_embedding(self.model)
         device = table.weight.device
         if self._ids.device != device:  # a copy would wait for all work on a GPU
             with torch.inference_mode(False):  # a later backward pass may keep it
-                self._ids = self._ids.to(device)
+                self._ids, self._place = self._ids.to(device), self._place.to(device)
         ids = self._ids
+        if context is not None:
+            check_context(context, self.tokens)
         batch = 1 if context is None else len(context)
         rows = ids.expand(batch, *ids.shape).flatten(0, 1)
         owner = torch.arange(batch, device=ids.device).repeat_interleave(len(ids))
+        number = torch.arange(len(ids), device=ids.device).repeat(batch)
 
-        def encode(rows: Tensor, vectors: Tensor | None) -> Tensor:
-            def put_context(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-                if vectors is None:
-                    return output
-                before, after = tokens.start, tokens.start + tokens.n_context
-                return torch.cat([output[:, :before], vectors.to(output.dtype), output[:, after:]], dim=1)
+        def encode(rows: Tensor, vectors: Tensor | None, place: Tensor) -> Tensor:
+            def embed(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+                return output if vectors is None else put_context(output, vectors, place)
 
-            handle = table.register_forward_hook(put_context)
+            handle = table.register_forward_hook(embed)
             try:
                 with guard():
                     return self.model.encode_text(rows)  # type: ignore[no-any-return]
@@ -113,6 +141,8 @@ class PlainPrompts:
         chunks = []
         for first in range(0, len(rows), passes.chunk):
             part = slice(first, first + passes.chunk)
-            vectors = None if context is None else context[owner[part]]
-            chunks.append(run(encode, rows[part], vectors, recompute=passes.recompute))
+            row, vectors = number[part], None
+            if context is not None:
+                vectors = context[owner[part]] if context.ndim == 3 else context[owner[part], row]
+            chunks.append(run(encode, rows[part], vectors, self._place[row], recompute=passes.recompute))
         return torch.cat(chunks).reshape(batch, len(ids), -1)

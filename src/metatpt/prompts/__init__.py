@@ -1,12 +1,14 @@
 """What is tuned: one file per prompt learner, on one interface."""
 
 from .base import Head, Part, PromptLearner, TunedParameters
+from .conditional import ConditionalPrompt
 from .factory import PromptFactory, as_factory
 from .representation import RepresentationPrompt
 from .template import TemplatePrompt
 from .text import TextPrompt
 
 __all__ = [
+    "ConditionalPrompt",
     "Head",
     "Part",
     "PromptFactory",

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor
 
 from metatpt.clip import FrozenCLIP
 from metatpt.types import Preprocessing
+
+from .learners import tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 NAMES: list[str] = json.loads((GOLDEN / "manifest.json").read_text())["classnames"]
@@ -38,7 +39,7 @@ def _model() -> torch.nn.Module:
 
 def golden_clip() -> FrozenCLIP:
     """Frozen; its pictures are normalised already."""
-    return FrozenCLIP(_model(), SimpleTokenizer(context_length=77), Preprocessing(32, (0.0,) * 3, (1.0,) * 3), "golden")
+    return FrozenCLIP(_model(), tokenizer(), Preprocessing(32, (0.0,) * 3, (1.0,) * 3), "golden")
 
 
 @functools.cache

@@ -7,30 +7,38 @@ import functools
 from unittest.mock import patch
 
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from metatpt.clip import FrozenCLIP
 from metatpt.clip.budget import Budget
 from metatpt.prompts import PromptLearner
-from metatpt.types import State
+from metatpt.types import Preprocessing, State
 
-from .models import CONFIGS, frozen
+from .models import CONFIGS, build
 
 CLASSES = ["cat", "golden retriever", "ox"]
 
 
+tokenizer = functools.cache(functools.partial(SimpleTokenizer, context_length=77))
+"""One for all: it reads a large table."""
+
+
 @functools.cache
-def _sized(text: int, image: int) -> FrozenCLIP:
+def _sized(text: int, image: int) -> torch.nn.Module:
     config = copy.deepcopy(CONFIGS["openai_vit"])
     config["vision_cfg"] |= {"width": image, "layers": 3}
     config["text_cfg"] |= {"width": text}
     with patch.dict(CONFIGS, {"sized": config}):
-        return frozen("sized")
+        return build("sized")
 
 
-def sized(text: int = 64, image: int = 96) -> FrozenCLIP:
-    """Towers of these widths with three blocks each."""
-    return copy.deepcopy(_sized(text, image))
+def sized(text: int = 64, image: int = 96, dtype: torch.dtype = torch.float32) -> FrozenCLIP:
+    """Towers of these widths with three blocks each; in float32 they share their weights."""
+    model = _sized(text, image)
+    model = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+    preprocessing = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+    return FrozenCLIP(model, tokenizer(), preprocessing, "sized", memory=4096)
 
 
 def pictures(*shape: int, seed: int = 0) -> Tensor:

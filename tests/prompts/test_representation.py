@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 
 import pytest
@@ -51,6 +53,9 @@ def golden(blocks: str, **options: object) -> RepresentationPrompt:
     }
     prompt.tuned.load_state_dict(values)
     return prompt
+
+
+two_and_three_blocks = functools.cache(functools.partial(frozen, "openai_vit"))
 
 
 def small(text: int = 64, image: int = 96, **options: object) -> RepresentationPrompt:
@@ -111,7 +116,7 @@ def test_classes_of_equal_names_count_one_by_one_in_the_regulariser() -> None:
 
 @pytest.mark.parametrize(("text", "image"), [(64, 96), (96, 64)])
 def test_training_gradients_are_finite_differences(text: int, image: int) -> None:
-    prompt = RepresentationPrompt(sized(text, image).double(), CLASSES, TEMPLATE, 2, 16, 2, 3, regularisation=2.0)
+    prompt = RepresentationPrompt(sized(text, image, torch.float64), CLASSES, TEMPLATE, 2, 16, 2, 3, regularisation=2.0)
     assert_finite_differences(prompt)
 
 
@@ -189,8 +194,8 @@ def test_start_is_that_of_the_official_code_and_of_the_seed(monkeypatch: pytest.
 
 
 def test_low_precision_towers() -> None:
-    full, low, autocast = small(), small(), small()
-    low.bfloat16()
+    full, autocast = small(), small()
+    low = copy.deepcopy(full).bfloat16()
     autocast.clip.autocast_dtype = torch.bfloat16
     assert {value.dtype for value in low.tuned.values()} == {torch.float32}
     views = pictures(1, 2)
@@ -242,7 +247,7 @@ def test_towers_that_lack_something(kind: str, message: str) -> None:
 def test_options_that_cannot_work(options: dict[str, object], message: str) -> None:
     blocks = {} if not options else {"first_block": 1, "last_block": 2}
     with pytest.raises(ValueError, match=re.escape(message)):
-        RepresentationPrompt(frozen("openai_vit"), CLASSES, TEMPLATE, **{**blocks, **options})
+        RepresentationPrompt(two_and_three_blocks(), CLASSES, TEMPLATE, **{**blocks, **options})
 
 
 def test_a_checkpoint_names_its_options() -> None:

@@ -6,6 +6,7 @@ from .factory import PromptFactory, as_factory
 from .representation import RepresentationPrompt
 from .template import TemplatePrompt
 from .text import TextPrompt
+from .unified import UnifiedPrompt
 
 __all__ = [
     "ConditionalPrompt",
@@ -17,5 +18,6 @@ __all__ = [
     "TemplatePrompt",
     "TextPrompt",
     "TunedParameters",
+    "UnifiedPrompt",
     "as_factory",
 ]

@@ -4,8 +4,10 @@ from .base import Head, Part, PromptLearner, TunedParameters
 from .conditional import ConditionalPrompt
 from .factory import PromptFactory, as_factory
 from .multi_modal import MultiModalPrompt
+from .representation import RepresentationPrompt
 from .template import TemplatePrompt
 from .text import TextPrompt
+from .unified import UnifiedPrompt
 from .visual import VisualPrompt
 
 __all__ = [
@@ -15,9 +17,11 @@ __all__ = [
     "Part",
     "PromptFactory",
     "PromptLearner",
+    "RepresentationPrompt",
     "TemplatePrompt",
     "TextPrompt",
     "TunedParameters",
+    "UnifiedPrompt",
     "VisualPrompt",
     "as_factory",
 ]

@@ -68,13 +68,21 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
         self.tuned = TunedParameters()
         self._parts: dict[str, Part] = {}
         self._sees_pixels: set[str] = set()
+        self._sees_classes: set[str] = set()
         self._part: Part = "both"
         self._kept: _Kept | None = None
         self._spread: tuple[list[tuple[int, int]], dict[str, float]] | None = None
 
     # Parameters and states
 
-    def learn(self, name: str, value: Tensor, part: Part = "text", reaches_pixels: bool | None = None) -> None:
+    def learn(
+        self,
+        name: str,
+        value: Tensor,
+        part: Part = "text",
+        reaches_pixels: bool | None = None,
+        reaches_classes: bool | None = None,
+    ) -> None:
         """Make `value` a parameter.
 
         Args:
@@ -82,11 +90,14 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
             value: Where it starts.
             part: Whose it is: of the text tower's prompt, of the image tower's, or shared by both.
             reaches_pixels: Whether it changes how pictures are encoded; by default all but those of the text do.
+            reaches_classes: Whether it changes class features; by default all but the visual ones do.
         """
         self.tuned[name] = nn.Parameter(value.detach().clone())
         self._parts[name] = part
         if part != "text" if reaches_pixels is None else reaches_pixels:
             self._sees_pixels.add(name)
+        if part != "visual" if reaches_classes is None else reaches_classes:
+            self._sees_classes.add(name)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -218,7 +229,7 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
         Returns:
             ``[B, U, D]`` (B = 1 for the initial state).
         """
-        moved = {name: value for name, value in (state or {}).items() if self._parts[name] != "visual"}
+        moved = {name: value for name, value in (state or {}).items() if name in self._sees_classes}
         if moved and not self._is_initial(moved):
             # Sample by sample, as views are encoded, and for the same reason.
             size = len(next(iter(moved.values())))

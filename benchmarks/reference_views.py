@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, hflip, resized_crop, to_tensor
 
 from metatpt.datamodules import PACSDataModule
-from metatpt.datamodules.base import balanced_subset
+from metatpt.datamodules.subsets import balanced_subset
 from metatpt.images import collate, decode, to_sample
 from metatpt.modules import TPTModule
 from metatpt.views import bounded, sample_views

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import multiprocessing
 from abc import abstractmethod
-from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader, Dataset, Subset
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from metatpt.images import Sample, Source, collate, empty_sample, to_sample
 from metatpt.results.rows import as_written
-from metatpt.rng import run_seed, sample_generator
+from metatpt.rng import numpy_generator, run_seed
+from metatpt.shifts import SEVERITIES, RandomShift
 
-from .sampler import FILLER, UnrepeatedSampler
+from .sampler import FILLER, TrainingSampler, UnrepeatedSampler
+from .subsets import balanced_subset, few_shots
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from multiprocessing.context import BaseContext
 
     from torch.utils.data import Sampler
 
-    from metatpt.types import Preprocessing
+    from metatpt.types import Batch, Preprocessing
 
 Split = Literal["train", "val", "test"]
 
@@ -37,6 +37,7 @@ _SPLITS: dict[str, tuple[Split, ...]] = {
     "test": ("test",),
     "predict": ("test",),
 }
+_VALIDATION_SHOTS = 4
 
 
 class Picture(NamedTuple):
@@ -104,6 +105,53 @@ class PictureDataset(Dataset[Sample]):
         return to_sample(source, self.preprocessing, plain=self.plain, label=label, index=index, path=path)
 
 
+class TrainingDataset(Dataset[Sample]):
+    """Pictures of a split as samples of an epoch, asked for by (epoch, index).
+
+    Args:
+        pictures: The split, as it is in evaluation.
+        shift: What every picture is put under, if anything.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, pictures: PictureDataset, shift: RandomShift | None, seed: int) -> None:
+        self.pictures = pictures
+        self.shift = shift
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        epoch, index = place
+        whole = self.pictures
+        source, label, path = whole.pictures[index]
+        transform = None
+        if self.shift is not None:
+            transform = partial(self.shift, generator=numpy_generator(self.seed, index, "training shift", epoch))
+        return to_sample(
+            source,
+            whole.preprocessing,
+            plain=whole.plain,
+            label=label,
+            index=index,
+            path=path,
+            epoch=epoch,
+            transform=transform,
+        )
+
+
+class TrainingLoader(DataLoader[Sample]):
+    """A loader whose workers start once the first batch is asked for.
+
+    Lightning takes the iterator of a run that goes on before it has set the epoch: a DataLoader's workers would by
+    then be busy with the epoch that is over.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # of which it promises more than an iterator
+        yield from super().__iter__()
+
+
 class BaseDataModule(LightningDataModule):
     """Loaders for fit, validate, test and predict, which takes the pictures of test.
 
@@ -117,7 +165,12 @@ class BaseDataModule(LightningDataModule):
         max_samples: Take a subset of so many pictures, balanced over the classes and drawn from the run's seed. A
             picture keeps its index in the whole split, so its random numbers too. Training has `shots`.
         shots: Train on so many pictures of each class, drawn from the run's seed (of a class that has fewer: all);
-            null for all of them. More shots include fewer ones.
+            null for all of them. More shots include fewer ones. Validation during training then has as many of each
+            class, at most 4, as is usual.
+        train_shifts: Put each training picture under one of these simulated shifts, names of
+            :data:`metatpt.shifts.SHIFTS` and ``none``: a list, or names with commas between (``rotation,noise``). It
+            is drawn anew in each epoch; null for pictures as they are.
+        train_severities: Severities from 1 to 5 that these are drawn from; null for all five.
         decode: ``"upright"``: turned by the EXIF tag, flattened, 16 bits scaled; ``"plain"``: open_clip's own pixels,
             as in published benchmarks.
 
@@ -130,8 +183,11 @@ class BaseDataModule(LightningDataModule):
             beside the result.
     """
 
-    splits: ClassVar[tuple[Split, ...]] = ("train", "val", "test")
+    splits: tuple[Split, ...] = ("train", "val", "test")
     """Those that there are."""
+
+    why_no_training: ClassVar[str] = "it is there to test on"
+    """What there is to say where training is none of them."""
 
     coop_template: ClassVar[str | None] = None
     """CoOp's template for this data set, where it has one: what ``--model.template coop`` stands for."""
@@ -144,6 +200,8 @@ class BaseDataModule(LightningDataModule):
         num_workers: int = 0,
         max_samples: int | None = None,
         shots: int | None = None,
+        train_shifts: str | list[str] | None = None,
+        train_severities: list[int] | None = None,
         decode: Literal["upright", "plain"] = "upright",
     ) -> None:
         super().__init__()
@@ -159,11 +217,13 @@ class BaseDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.max_samples = max_samples
         self.shots = shots
+        self.train_shift = _training_shift(train_shifts, train_severities)
         self.decode = decode
         self.preprocessing: Preprocessing | None = None
         self.n_total = 0
         self.source: str | None = None
         self._splits: dict[Split, tuple[PictureDataset, list[int]]] = {}
+        self._absent: dict[Split, FileNotFoundError] = {}
 
     @abstractmethod
     def pictures(self, split: Split) -> Pictures:
@@ -181,7 +241,9 @@ class BaseDataModule(LightningDataModule):
 
         Raises:
             RuntimeError: If nobody said which preprocessing the model wants.
-            ValueError: If there is no such split.
+            ValueError: If there is no such split, or none of its pictures to train on has a label.
+            FileNotFoundError: If it is not there. Of all splits only that to test on must be; another one's loader
+                then says so.
         """
         module = self.trainer.lightning_module if self.trainer is not None else None
         preprocessing: Preprocessing | None = getattr(module, "preprocessing", None) or self.preprocessing
@@ -191,22 +253,45 @@ class BaseDataModule(LightningDataModule):
                 "metatpt module, or set datamodule.preprocessing = module.preprocessing before setup()."
             )
         self.preprocessing = preprocessing
-        self._splits = {}
+        self._splits, self._absent = {}, {}
         for split in self.splits if stage is None else _SPLITS[stage]:
             if split not in self.splits:
                 raise ValueError(
-                    f"{type(self).__name__} has no {split} split, only {' and '.join(self.splits)}: it is there to "
-                    "test on."
+                    f"{type(self).__name__} has no {split} split, only {' and '.join(self.splits)}: "
+                    f"{self.why_no_training}."
                 )
-            pictures = self.pictures(split)
+            try:
+                pictures = self.pictures(split)
+            except FileNotFoundError as error:
+                if stage is not None or split == "test":
+                    raise
+                self._absent[split] = error
+                continue
             self.n_total = self.split_size(split, pictures)
-            if split == "train":
-                chosen = few_shots(pictures.labels, self.shots, run_seed())
-            else:
-                if self.max_samples is not None and self.max_samples > len(pictures):
-                    rank_zero_info(f"max_samples is {self.max_samples}; all {len(pictures)} pictures are taken.")
-                chosen = balanced_subset(pictures.labels, self.max_samples, run_seed())
+            chosen = self._to_train_on(pictures) if split == "train" else self._to_test_on(pictures, stage == "fit")
             self._splits[split] = PictureDataset(pictures, preprocessing, self.decode == "plain"), chosen
+
+    def _to_train_on(self, pictures: Pictures) -> list[int]:
+        labels = pictures.labels
+        chosen = [place for place in few_shots(labels, self.shots, run_seed()) if labels[place] >= 0]
+        if not chosen:
+            raise ValueError(
+                f"None of the {len(labels)} pictures of {type(self).__name__} to train on has a label: training needs "
+                "labels, from class folders for example."
+            )
+        unlabelled = sum(label < 0 for label in labels)
+        if unlabelled:
+            rank_zero_info(f"{unlabelled} pictures of the training split have no label and are left out.")
+        return chosen
+
+    def _to_test_on(self, pictures: Pictures, in_training: bool) -> list[int]:
+        if self.max_samples is not None and self.max_samples > len(pictures):
+            rank_zero_info(f"max_samples is {self.max_samples}; all {len(pictures)} pictures are taken.")
+        labels = pictures.labels
+        shots = None if self.shots is None or not in_training else min(self.shots, _VALIDATION_SHOTS)
+        shown = few_shots(labels, shots, run_seed())
+        chosen = balanced_subset([labels[place] for place in shown], self.max_samples, run_seed())
+        return [shown[place] for place in chosen]
 
     def leave_out(self, done: Mapping[int, tuple[str, int | None]]) -> None:
         """Take only what is left of the splits that are set up, for a run that goes on.
@@ -231,12 +316,14 @@ class BaseDataModule(LightningDataModule):
             self._splits[split] = dataset, [index for index in indices if index not in done]
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Batches of the training split, in another order each epoch; every rank takes equally many."""
+        """Batches of the training split; every rank takes equally many.
+
+        Each epoch has another order and other shifts. The sampler learns of it by ``set_epoch``, which Lightning calls.
+        """
         dataset, indices = self._set_up("train")
-        size, rank = self._place()
-        pictures = Subset(dataset, indices)
-        sampler: DistributedSampler[int] = DistributedSampler(pictures, size, rank, shuffle=True, seed=run_seed())
-        return self._loader(pictures, sampler)
+        seed = run_seed()
+        sampler = TrainingSampler(indices, seed, *self._place())
+        return self._loader(TrainingDataset(dataset, self.train_shift, seed), sampler, TrainingLoader)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Batches of the validation split."""
@@ -255,6 +342,8 @@ class BaseDataModule(LightningDataModule):
         return self._loader(dataset, UnrepeatedSampler(indices, *self._place()))
 
     def _set_up(self, split: Split) -> tuple[PictureDataset, list[int]]:
+        if split in self._absent:
+            raise self._absent[split]
         if split not in self._splits:
             raise RuntimeError(f"The {split} split is not set up: call {type(self).__name__}.setup() first.")
         return self._splits[split]
@@ -263,8 +352,13 @@ class BaseDataModule(LightningDataModule):
         """Number of processes, and which of them this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
 
-    def _loader(self, dataset: Dataset[Sample], sampler: Sampler[int] | None) -> DataLoader[Sample]:
-        return DataLoader(
+    def _loader(
+        self,
+        dataset: Dataset[Sample],
+        sampler: Sampler[int] | Sampler[tuple[int, int]] | None,
+        kind: type[DataLoader[Sample]] = DataLoader,
+    ) -> DataLoader[Sample]:
+        return kind(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -276,49 +370,16 @@ class BaseDataModule(LightningDataModule):
         )
 
 
-def balanced_subset(labels: Sequence[int], size: int | None, seed: int) -> list[int]:
-    """A random subset with equally many of each class, as far as there are; a smaller one is part of a larger.
-
-    Args:
-        labels: Class index of every sample.
-        size: Number of samples to take; None or more than there are: all.
-        seed: Seed of the choice.
-
-    Returns:
-        Places of the chosen samples, in ascending order.
-    """
-    if size is None or size >= len(labels):
-        return list(range(len(labels)))
-    turn = _turns(labels, seed, "max_samples")
-    # sorted is stable: within a turn, which has one sample of each class, the shuffled order stays
-    return sorted(sorted(turn, key=turn.__getitem__)[:size])
-
-
-def few_shots(labels: Sequence[int], shots: int | None, seed: int) -> list[int]:
-    """A random subset with so many of each class, or all that a class has; fewer shots are part of more.
-
-    Args:
-        labels: Class index of every sample.
-        shots: Samples of each class; None for all.
-        seed: Seed of the choice.
-
-    Returns:
-        Places of the chosen samples, in ascending order.
-    """
-    if shots is None:
-        return list(range(len(labels)))
-    return sorted(place for place, turn in _turns(labels, seed, "shots").items() if turn < shots)
-
-
-def _turns(labels: Sequence[int], seed: int, stream: str) -> dict[int, int]:
-    """The places of all samples in random order, and how many of its class come before each."""
-    shuffled: list[int] = torch.randperm(len(labels), generator=sample_generator(seed, 0, stream)).tolist()
-    seen: Counter[int] = Counter()
-    turn = {}
-    for place in shuffled:
-        turn[place] = seen[labels[place]]
-        seen[labels[place]] += 1
-    return turn
+def _training_shift(names: str | Sequence[str] | None, severities: Sequence[int] | None) -> RandomShift | None:
+    """What training pictures are put under, as a user gives it."""
+    if names is None:
+        if severities is not None:
+            raise ValueError(f"train_severities {severities} are those of train_shifts, which are not given.")
+        return None
+    given = names.split(",") if isinstance(names, str) else names
+    return RandomShift(
+        tuple(str(name).strip() for name in given), SEVERITIES if severities is None else tuple(severities)
+    )
 
 
 def _worker_context() -> BaseContext:

@@ -11,11 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
-
-from metatpt.rng import sample_generator
 
 from .base import BaseDataModule, FilePictures, Pictures, Split
 from .folder import existing_folder, find_pictures, sub_folders
@@ -242,34 +239,3 @@ def check_folders(
     if missing and not stray:
         parts.append("to run on a part of it, set --data.partial true")
     raise ValueError("; ".join(parts) + ".")
-
-
-def held_out(paths: Sequence[str], name: str, share: int = 5, most: int | None = None) -> set[str]:
-    """A fixed part of some pictures, whatever the seed of the run: validation, where none is published.
-
-    Args:
-        paths: The pictures (of one class, for a part that is balanced), in a fixed order.
-        name: Names the draw.
-        share: One in so many is held out, rounded up.
-        most: No more than so many are.
-    """
-    order = torch.randperm(len(paths), generator=sample_generator(0, 0, name)).tolist()
-    return {paths[place] for place in order[: -(-len(paths) // share)][:most]}
-
-
-def held_out_of_classes(
-    paths: Sequence[str], labels: Sequence[int], names: Sequence[str], share: int = 5, most: int | None = None
-) -> set[str]:
-    """A fixed part of each class, see :func:`held_out`.
-
-    Args:
-        paths: The pictures, in a fixed order.
-        labels: Class index of each.
-        names: Names the draw of each class.
-        share: One in so many of each class is held out, rounded up.
-        most: No more than so many of each class are.
-    """
-    by_class: dict[int, list[str]] = {}
-    for path, label in zip(paths, labels, strict=True):
-        by_class.setdefault(label, []).append(path)
-    return {path for label, own in by_class.items() for path in held_out(own, names[label], share, most)}

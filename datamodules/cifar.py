@@ -16,8 +16,9 @@ from torchvision import datasets
 from metatpt.shifts import SEVERITIES, check_severity
 
 from .base import Picture, Split
-from .benchmark import BenchmarkDataModule, fetch_once, find_root, held_out_of_classes
+from .benchmark import BenchmarkDataModule, fetch_once, find_root
 from .imagenet import CORRUPTIONS, Corruption
+from .subsets import held_out_of_classes
 
 # torchvision reads them from the data set's files, which CIFAR-10-C and CIFAR-100-C come without
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -18,8 +18,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torchvision import datasets
 
 from .base import FilePictures, Split
-from .benchmark import BenchmarkDataModule, fetch_once, find_root, held_out_of_classes
+from .benchmark import BenchmarkDataModule, fetch_once, find_root
 from .names import some
+from .subsets import held_out_of_classes
 
 SplitKind = Literal["auto", "coop", "official"]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from .base import FilePictures, Split
-from .benchmark import BenchmarkDataModule, check_folders, class_folders, held_out_of_classes
+from .benchmark import BenchmarkDataModule, check_folders, class_folders
 from .folder import sub_folders
+from .subsets import held_out_of_classes
 
 Lists = Literal["auto", "official", "all"]
 

@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Literal, get_args
 from metatpt.shifts import check_severity
 
 from .base import FilePictures, Split
-from .benchmark import BenchmarkDataModule, class_folders, held_out_of_classes
+from .benchmark import BenchmarkDataModule, class_folders
 from .folder import find_pictures, sub_folders
 from .imagenet_labels import names_by_id, validation_labels, wordnet_ids
 from .names import some
+from .subsets import held_out_of_classes
 
 Variant = Literal["matched-frequency", "threshold-0.7", "top-images"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
@@ -60,7 +61,7 @@ class _ImageNetFamily(BenchmarkDataModule):
         **kwargs: See :class:`BenchmarkDataModule`.
     """
 
-    splits: ClassVar[tuple[Split, ...]] = ("val", "test")
+    splits: tuple[Split, ...] = ("val", "test")
     coop_template = "a photo of a {}."
 
     subset: ClassVar[str] = "imagenet"

@@ -1,10 +1,13 @@
-"""Which process takes which samples, each exactly once."""
+"""Which process takes which samples: each exactly once, or in training equally many."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch.utils.data.distributed import DistributedSampler
+
+from metatpt.rng import sample_generator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,3 +42,28 @@ class UnrepeatedSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         return len(self.shard)
+
+
+class TrainingSampler(DistributedSampler[tuple[int, int]]):
+    """Deals samples out in an order that follows from seed and epoch; every process gets equally many.
+
+    In training a process that has fewer batches than the others leaves them waiting: as in PyTorch's sampler, some
+    samples are taken twice where they cannot be shared out evenly. A sample comes with its epoch, which seeds what is
+    random about it: workers that outlive an epoch would not see it change in the data set.
+
+    Args:
+        indices: Places of the samples in the whole split.
+        seed: Seed of the run.
+        num_replicas: Number of processes.
+        rank: Number of this process.
+    """
+
+    def __init__(self, indices: Sequence[int], seed: int, num_replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(indices, num_replicas, rank, seed=seed)  # type: ignore[arg-type]  # it asks for the length
+        self.indices = list(indices)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, size = self.epoch, len(self.indices)  # Lightning sets the epoch before each
+        order = torch.randperm(size, generator=sample_generator(self.seed, 0, "order", epoch)).tolist()
+        mine = range(self.rank, self.total_size, self.num_replicas)
+        return iter([(epoch, self.indices[order[place % size]]) for place in mine])

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Before torch is imported, here and in all processes that tests start: several of them share the cores (pytest -n), and
+# threads that wait for each other in a loop, OpenMP's default, take the time of those that compute.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import pytest
 import torch

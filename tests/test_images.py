@@ -388,9 +388,11 @@ def test_thin_pictures(size):
 
 
 def test_collate_stacks_samples():
-    good = to_sample(noise(40, 20), P32, label=1, index=7, path="a/b.png")
-    bad = to_sample("/no/such/file.png", P32, label=2, index=8, path="a/c.png")
+    good = to_sample(noise(40, 20), P32, label=1, index=7, path="a/b.png", epoch=4)
+    bad = to_sample("/no/such/file.png", P32, label=2, index=8, path="a/c.png", epoch=4)
     batch = collate([good, bad, empty_sample(P32)])
+    assert batch.epoch.tolist() == [4, 4, 0]
+    assert batch.select([2, 0]).to("cpu").epoch.tolist() == [0, 4]
     assert batch.image.is_contiguous()
     assert batch.canvas.is_contiguous()
     assert len(batch) == 3
@@ -405,6 +407,7 @@ def test_collate_stacks_samples():
     assert batch.error[2] is None
     assert batch.image[1:].abs().sum() == 0
     assert batch.canvas[1:].sum() == 0
-    dtypes = [batch.image.dtype, batch.canvas.dtype, batch.aspect.dtype, batch.label.dtype, batch.index.dtype]
-    assert dtypes == [torch.float32, torch.uint8, torch.float32, torch.int64, torch.int64]
+    dtypes = [batch.image.dtype, batch.canvas.dtype, batch.aspect.dtype, batch.label.dtype]
+    assert dtypes == [torch.float32, torch.uint8, torch.float32, torch.int64]
+    assert (batch.index.dtype, batch.epoch.dtype) == (torch.int64, torch.int64)
     assert isinstance(good, Sample)

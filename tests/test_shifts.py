@@ -1,4 +1,5 @@
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -105,3 +106,26 @@ def test_wild_severity_has_no_nearest():
         shifts.check_severity("high")
     with pytest.raises(ValueError, match="the nearest is 5"):
         shifts.check_severity(9)
+
+
+class TestRandomShift:
+    def test_each_shift_and_severity_is_as_likely_as_another(self, monkeypatch):
+        drawn = Counter()
+
+        def note(name, picture, severity, generator):
+            drawn[name, severity] += 1
+            return picture
+
+        monkeypatch.setattr(shifts, "apply_shift", note)
+        shift, picture = shifts.RandomShift(("none", "noise", "blur"), (2, 3, 5)), Image.new("RGB", (4, 4))
+        for seed in range(1800):
+            assert shift(picture, rng(seed)) is picture
+        assert set(drawn) == {(name, severity) for name in ("noise", "blur") for severity in (2, 3, 5)}
+        assert all(150 < count < 250 for count in drawn.values()), drawn
+        assert 500 < 1800 - drawn.total() < 700
+
+    def test_it_is_that_shift(self, originals):
+        picture, generator = originals[0], rng(5)
+        generator.integers(1), generator.integers(1)
+        expected = shifts.apply_shift("darkness", picture, 4, generator)
+        assert shifts.RandomShift(("darkness",), (4,))(picture, rng(5)).tobytes() == expected.tobytes()

@@ -15,10 +15,11 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image, ImageDraw, ImageFont
 
 from metatpt.clip.tokens import tokenize_prompts
-from metatpt.datamodules.base import BaseDataModule, Picture, Pictures, Split, balanced_subset
+from metatpt.datamodules.base import BaseDataModule, Picture, Pictures, Split
 from metatpt.datamodules.benchmark import BenchmarkDataModule
 from metatpt.datamodules.names import some
 from metatpt.datamodules.shards import ShardPictures
+from metatpt.datamodules.subsets import balanced_subset
 from metatpt.images import UnreadableImageError, decode
 
 _TILE, _TEXT, _COLUMNS = 128, 32, 8

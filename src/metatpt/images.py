@@ -26,7 +26,7 @@ from torch.utils.data import default_collate
 from metatpt.types import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from metatpt.types import Preprocessing
 
@@ -59,6 +59,7 @@ class Sample:
     index: int = -1
     path: str = ""
     error: str | None = None
+    epoch: int = 0
 
 
 def to_sample(
@@ -69,6 +70,8 @@ def to_sample(
     label: int = -1,
     index: int = -1,
     path: str = "",
+    epoch: int = 0,
+    transform: Callable[[Image.Image], Image.Image] | None = None,
 ) -> Sample:
     """Everything that a method needs of one picture.
 
@@ -79,6 +82,8 @@ def to_sample(
         label: Class index, -1 where unknown.
         index: Number of the sample in its split.
         path: Name of the picture in results.
+        epoch: Epoch of training that it is met in.
+        transform: What becomes of the decoded RGB picture before view 0 and canvas are made of it.
 
     Returns:
         The sample; of a picture that cannot be read its row, with zeros for pixels and the reason in `error`.
@@ -86,7 +91,9 @@ def to_sample(
     try:
         picture = decode(source, plain=plain)
     except UnreadableImageError as error:
-        return empty_sample(preprocessing, label=label, index=index, path=path, error=str(error))
+        return empty_sample(preprocessing, label=label, index=index, path=path, error=str(error), epoch=epoch)
+    if transform is not None:
+        picture = transform(picture)
     return Sample(
         image=preprocess(picture, preprocessing),
         canvas=canvas(picture, CANVAS_SCALE * preprocessing.size),
@@ -94,11 +101,18 @@ def to_sample(
         label=label,
         index=index,
         path=path,
+        epoch=epoch,
     )
 
 
 def empty_sample(
-    preprocessing: Preprocessing, *, label: int = -1, index: int = -1, path: str = "", error: str | None = None
+    preprocessing: Preprocessing,
+    *,
+    label: int = -1,
+    index: int = -1,
+    path: str = "",
+    error: str | None = None,
+    epoch: int = 0,
 ) -> Sample:
     """A row without a picture: zeros for pixels, an aspect ratio of 1."""
     side = preprocessing.size
@@ -110,6 +124,7 @@ def empty_sample(
         index=index,
         path=path,
         error=error,
+        epoch=epoch,
     )
 
 
@@ -124,6 +139,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         index=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
         path=[sample.path for sample in samples],
         error=[sample.error for sample in samples],
+        epoch=torch.tensor([sample.epoch for sample in samples], dtype=torch.int64),
     )
 
 

@@ -45,7 +45,7 @@ HELD_OUT: tuple[Combination, ...] = tuple(
 CLASSES: tuple[Combination, ...] = tuple(
     (TEXTURES[(js + ic) % 4], COLORS[ic], SHAPES[js]) for js in range(6) for ic in range(4)
 )
-"""What `val` and `test` show: six shapes in each of four colours. Some of them are in :data:`HELD_OUT`.
+"""What `val`, `test` and `few_shot` show: six shapes in each of four colours. Some of them are in :data:`HELD_OUT`.
 
 The texture follows from colour and shape: so an outline drawing, which has none, still has one right answer.
 """
@@ -53,8 +53,9 @@ The texture follows from colour and shape: so an outline drawing, which has none
 DRAWN_SHIFTS = ("scale", "position", "clutter", "outline")
 SHIFT_NAMES = ("none", "rotation", "scale", "position", "clutter", "blur", "noise", "color_cast", "darkness", "outline")
 
-Split = Literal["train", "val", "test"]
-SPLIT_SEEDS: dict[Split, int] = {"train": 101, "val": 202, "test": 303}
+Split = Literal["train", "val", "test", "few_shot"]
+SPLIT_SEEDS: dict[Split, int] = {"train": 101, "val": 202, "test": 303, "few_shot": 404}
+"""`train` is what the bundled model was trained on; `few_shot` is what a prompt is trained on."""
 
 _SCALE = (0.82, 0.7, 0.6, 0.5, 0.4)  # factor on the object's size
 _POSITION = (0.10, 0.16, 0.22, 0.28, 0.34)  # distance of the object from the centre / side
@@ -172,7 +173,7 @@ class ShiftedShapes(Dataset[tuple[Image.Image, int]]):
     ``len(class_names)`` samples that starts at a multiple of it has each class once.
 
     Args:
-        split: ``"train"`` shows the combinations that are not held out, ``"val"`` and ``"test"`` show
+        split: ``"train"`` shows the combinations that are not held out, ``"val"``, ``"test"`` and ``"few_shot"`` show
             :data:`CLASSES`. The splits have different seeds.
         n: Number of samples.
         shift: ``"none"`` or a shift of :data:`SHIFT_NAMES`.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from PIL import Image, ImageFilter
 Shift = Callable[[Image.Image, int, np.random.Generator], Image.Image]
 
 SEVERITIES = (1, 2, 3, 4, 5)
+
+NONE = "none"
+"""Stands for no shift where one is chosen."""
 
 _ROTATION = (12.0, 24.0, 36.0, 50.0, 70.0)  # degrees
 _ZOOM_OUT = (0.8, 0.65, 0.5, 0.4, 0.3)  # side of the picture in its frame
@@ -86,6 +90,37 @@ def apply_shift(name: str, picture: Image.Image, severity: int, generator: np.ra
         ValueError: The shift or the severity does not exist.
     """
     return SHIFTS[check_shift(name)](picture, severity, generator)
+
+
+@dataclass(frozen=True)
+class RandomShift:
+    """One of some shifts, at one of some severities, each as likely as the others.
+
+    Args:
+        names: Names of :data:`SHIFTS`, and :data:`NONE` for the picture as it is. One that stands twice is drawn twice
+            as often.
+        severities: 1 to 5.
+
+    Raises:
+        ValueError: There is no such shift or severity, or none at all.
+    """
+
+    names: tuple[str, ...]
+    severities: tuple[int, ...] = SEVERITIES
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            check_shift(name, (NONE, *SHIFTS))
+        for severity in self.severities:
+            check_severity(severity)
+        if not self.names or not self.severities:
+            raise ValueError(f"expected at least one shift and one severity, got {self.names} and {self.severities}")
+
+    def __call__(self, picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+        """The picture under the shift that is drawn."""
+        name = self.names[generator.integers(len(self.names))]
+        severity = self.severities[generator.integers(len(self.severities))]
+        return picture if name == NONE else apply_shift(name, picture, severity, generator)
 
 
 def rotation(picture: Image.Image, severity: int, generator: np.random.Generator) -> Image.Image:

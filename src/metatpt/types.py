@@ -52,6 +52,8 @@ class Batch:
         index: ``[B]`` int64: the sample's number in its split; -1 for a filler row that nothing counts.
         path: Where each picture came from.
         error: Why a picture could not be read, or None. Such a row has zeros for pixels.
+        epoch: ``[B]`` int64: the epoch of training that a picture is met in, which seeds its randomness together with
+            its index; 0 outside training, and where it is not given.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Batch:
         index: Tensor,
         path: list[str],
         error: list[str | None],
+        epoch: Tensor | None = None,
     ) -> None:
         self.image = image
         self.canvas = canvas
@@ -71,6 +74,7 @@ class Batch:
         self.index = index
         self.path = path
         self.error = error
+        self.epoch = torch.zeros_like(index) if epoch is None else epoch
 
     def __len__(self) -> int:
         return len(self.path)
@@ -100,6 +104,7 @@ class Batch:
             index=function(self.index),
             path=self.path,
             error=self.error,
+            epoch=function(self.epoch),
         )
 
 

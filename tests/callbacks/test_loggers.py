@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -86,18 +87,29 @@ def offline_run(folder):
     return found
 
 
-def records(folder):
-    """What an offline run will upload: LevelDB's log format, behind a header of seven bytes."""
+def records(folder, seconds=60):
+    """What an offline run will upload, once it is whole: W&B writes the last block a moment after ``finish``."""
+    (file,) = folder.glob("run-*.wandb")
+    limit = time.monotonic() + seconds
+    while not (found := whole_records(file.read_bytes())) or found[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < limit, f"{file} has no end after {seconds} s: {len(found)} records"
+        time.sleep(0.05)
+    return found
+
+
+def whole_records(content):
+    """Those of LevelDB's log format, behind a header of seven bytes, up to where the file ends."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (file,) = folder.glob("run-*.wandb")
-    content, place, part, found = file.read_bytes(), 7, b"", []
+    place, part, found = 7, b"", []
     while place + 7 <= len(content):
         left = 32768 - place % 32768
         if left < 7:
             place += left
             continue
         _, size, kind = struct.unpack("<IHB", content[place : place + 7])
+        if place + 7 + size > len(content):
+            break
         part += content[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # whole, or the last part

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from metatpt.datamodules import BaseDataModule, FolderDataModule, PACSDataModule
-from metatpt.datamodules.base import Picture, balanced_subset, few_shots
+from metatpt.datamodules.base import Picture
 from metatpt.datamodules.names import quote_class_names, quote_entries
+from metatpt.datamodules.subsets import balanced_subset, few_shots
 from metatpt.types import Batch, Preprocessing
 
 P16 = Preprocessing(16, (0,) * 3, (1,) * 3)
@@ -252,6 +253,9 @@ def test_fit_needs_a_training_split():
 
 
 def test_two_processes_take_each_picture_once(tmp_path):
+    for number in range(9):  # of which two are held out to validate on
+        (tmp_path / "learn" / "cat").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 10)).save(tmp_path / "learn" / "cat" / f"{number}.png")
     for n in (7, 1):
         for number in range(n):
             (tmp_path / f"{n}").mkdir(exist_ok=True)
@@ -261,6 +265,7 @@ def test_two_processes_take_each_picture_once(tmp_path):
         from pathlib import Path
 
         import lightning.pytorch as pl
+        import torch
 
         from metatpt.datamodules import FolderDataModule
         from metatpt.types import Preprocessing
@@ -268,6 +273,19 @@ def test_two_processes_take_each_picture_once(tmp_path):
 
         class Probe(pl.LightningModule):
             preprocessing = Preprocessing(16, (0,) * 3, (1,) * 3)
+
+            def __init__(self):
+                super().__init__()
+                self.weight = torch.nn.Parameter(torch.zeros(()))
+
+            def training_step(self, batch, batch_idx):
+                self.step(batch, batch_idx)
+                with open(self.out / f"epochs{self.global_rank}", "a") as file:
+                    file.writelines(f"{epoch} " for epoch in batch.epoch.tolist())
+                return self.weight * batch.image.mean()
+
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), 0.1)
 
             def step(self, batch, batch_idx):
                 with open(self.out / f"rank{self.global_rank}", "a") as file:
@@ -280,8 +298,14 @@ def test_two_processes_take_each_picture_once(tmp_path):
             root = Path(sys.argv[1])
             trainer = pl.Trainer(
                 accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
-                use_distributed_sampler=sys.argv[2] == "true", enable_progress_bar=False,
+                use_distributed_sampler=sys.argv[2] == "true", enable_progress_bar=False, max_epochs=2,
+                limit_val_batches=0,
             )
+            probe = Probe()
+            probe.out = root / "out-fit"
+            probe.out.mkdir(exist_ok=True)
+            data = FolderDataModule(root / "1", train_root=root / "learn", batch_size=2)
+            trainer.fit(probe, datamodule=data)
             for n in ("7", "1"):
                 for verb in ("test", "predict"):
                     probe = Probe()
@@ -294,6 +318,13 @@ def test_two_processes_take_each_picture_once(tmp_path):
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path), "true"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
+    taken = [list(map(int, (tmp_path / "out-fit" / f"rank{rank}").read_text().split())) for rank in (0, 1)]
+    for epoch in (slice(4), slice(4, 8)):  # 7 pictures, one of them twice
+        assert set(taken[0][epoch] + taken[1][epoch]) == {*taken[0][:4], *taken[1][:4]}
+        assert len({*taken[0][epoch], *taken[1][epoch]}) == 7
+    assert taken[0][:4] != taken[0][4:]
+    for rank in (0, 1):
+        assert (tmp_path / "out-fit" / f"epochs{rank}").read_text() == "0 0 0 0 1 1 1 1 "
     for verb in ("test", "predict"):
         for n, shards in ((7, [[0, 2, 4, 6], [1, 3, 5]]), (1, [[0], [-1]])):
             found = [(tmp_path / f"out-{n}-{verb}" / f"rank{rank}").read_text().split() for rank in (0, 1)]
@@ -372,3 +403,14 @@ def test_options_of_the_base_reach_a_leaf(parse, tmp_path):
     assert (datamodule.domain, datamodule.max_samples, datamodule.batch_size) == ("photo", 5, 8)
     with pytest.raises(jsonargparse.ArgumentError, match="class_names"):
         parse("--data=PACSDataModule", root, "--data.class_names=a,b")
+
+
+@pytest.mark.parametrize("listed", ["rotation,none", "[rotation, none]"])
+def test_shifts_to_train_under(parse, tmp_path, listed):
+    config = tmp_path / "data.yaml"
+    config.write_text(f"data:\n  class_path: ShiftedShapesDataModule\n  init_args:\n    train_shifts: {listed}\n")
+    for args in (["--data=ShiftedShapesDataModule", f"--data.train_shifts={listed}"], [f"--config={config}"]):
+        shift = parse(*args, "--data.train_severities=[2,5]")[2].train_shift
+        assert (shift.names, shift.severities) == (("rotation", "none"), (2, 5))
+    with pytest.raises((jsonargparse.ArgumentError, ValueError), match="the nearest is 'noise'"):
+        parse("--data=ShiftedShapesDataModule", "--data.train_shifts=nois")

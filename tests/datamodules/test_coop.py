@@ -26,8 +26,8 @@ from metatpt.datamodules import (
     SUN397DataModule,
     UCF101DataModule,
 )
-from metatpt.datamodules.benchmark import held_out
 from metatpt.datamodules.coop import read_split_file
+from metatpt.datamodules.subsets import held_out
 from metatpt.types import Preprocessing
 
 LEAVES = {

@@ -14,6 +14,7 @@ from metatpt.shapes import (
     HELD_OUT,
     SHAPES,
     SHIFT_NAMES,
+    SPLIT_SEEDS,
     TEXTURES,
     ShiftedShapes,
     class_name,
@@ -40,7 +41,7 @@ class TestShiftedShapes:
             assert small[index][1] == label == large.label(index)
 
     def test_splits_differ(self):
-        splits = [ShiftedShapes(split, 48) for split in ("train", "val", "test")]
+        splits = [ShiftedShapes(split, 48) for split in SPLIT_SEEDS]
         drawn = [data[index][0].tobytes() for data in splits for index in range(48)]
         assert len(set(drawn)) == len(drawn)
         val, test = ShiftedShapes("val", 48), ShiftedShapes("test", 48)
@@ -74,7 +75,7 @@ class TestShiftedShapes:
         assert len({(color, shape) for _, color, shape in CLASSES}) == 24
         assert {texture for texture, _, _ in CLASSES} == set(TEXTURES)
 
-    @pytest.mark.parametrize("split", ["val", "test"])
+    @pytest.mark.parametrize("split", ["val", "test", "few_shot"])
     def test_classes_are_balanced(self, split):
         data = ShiftedShapes(split, 72)
         assert set(Counter(data.label(index) for index in range(72)).values()) == {3}
@@ -121,7 +122,7 @@ class TestShiftedShapes:
             ShiftedShapes("test", 10, "positions")
         with pytest.raises(ValueError, match="severity 0 is none of 1, 2, 3, 4, 5; the nearest is 1"):
             ShiftedShapes("test", 10, "blur", 0)
-        with pytest.raises(ValueError, match="split 'dev' is none of train, val, test"):
+        with pytest.raises(ValueError, match="split 'dev' is none of train, val, test, few_shot"):
             ShiftedShapes("dev", 10)
         with pytest.raises(ValueError, match="n 0: a split has at least 1 sample"):
             ShiftedShapes("test", 0)
@@ -181,6 +182,19 @@ class TestDataModule:
         assert val.index == test.index == 0
         assert not torch.equal(val.image, test.image)
         assert val.path == ["shifted_shapes/val/none/00000"]
+
+    def test_training_has_clean_pictures_of_its_own(self):
+        module = self.module(shift="noise", shots=2)
+        module.setup("fit")
+        assert Counter(module.pictures("train").labels) == dict.fromkeys(range(24), 64)
+        data = ShiftedShapes("few_shot", SIZES["train"])
+        batch = next(iter(module.train_dataloader()))
+        for row, index in enumerate(batch.index.tolist()):
+            picture, label = data[index]
+            assert np.array_equal(batch.canvas[row].permute(1, 2, 0).numpy(), np.asarray(picture))
+            assert batch.label[row] == label
+            assert batch.path[row] == f"shifted_shapes/few_shot/none/{index:05d}"
+        assert next(iter(module.val_dataloader())).path[0].startswith("shifted_shapes/val/noise-3/")
 
     def test_every_shift_is_an_option(self):
         assert get_args(ShiftName) == SHIFT_NAMES

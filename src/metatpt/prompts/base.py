@@ -238,8 +238,8 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
         inference = torch.is_inference_mode_enabled()
         names = tuple(moved) if graph else ()
         device, precision = self.column.device, (self.clip.dtype, self.clip.autocast_dtype)
-        of_text = [name for name, part in self._parts.items() if part != "visual"]
-        key = (device, *precision, inference, self.training, self._versions(of_text))
+        seen = [name for name in self.tuned if name in self._sees_classes]
+        key = (device, *precision, inference, self.training, self._versions(seen))
         with_graph = graph and keep
         if self._kept is None or self._kept.key != key or (graph and self._kept.names != names) or (
             with_graph and not self._kept.features.requires_grad

@@ -5,21 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers.command_line import CommandLine, Result, rows, write_pictures
+from helpers.command_line import CommandLine, Result, rows
 from helpers.training import write_training
 
 
 @pytest.fixture(autouse=True)
-def files(tmp_path: Path) -> Iterator[None]:
+def files(tmp_path: Path) -> None:
     """The user's own files, in the working folder."""
     write_training(tmp_path)
-    yield
 
 
 def fit(metatpt: CommandLine, *options: object, data: str = "Pets", epochs: int = 3, run: str = "fit") -> Result:
@@ -202,7 +200,7 @@ def test_a_tuning_method_validates_within_fit_from_the_prompt_at_hand(metatpt: C
 REFUSED = {
     "--model ZeroShotModule": ["ZeroShotModule has no training_step", "--model ", "Training"],
     "--model MetaTPTModule": ["MetaTPTModule has no training_step"],
-    "--model hand.HandWritten": ["hand.HandWritten" and "HandWritten", "has nothing to learn", "TextPrompt"],
+    "--model hand.HandWritten": ["HandWritten", "has nothing to learn", "TextPrompt"],
     "--data FolderDataModule": ["has no train split"],
     "--data.root nowhere": ["nowhere"],
 }
@@ -268,10 +266,3 @@ def test_training_that_breaks_says_how_to_go_on(metatpt: CommandLine):
     again = metatpt(*command.split()[1:], "--run", "more", "--trainer.callbacks", "null")
     assert again.status == 0, again.err
     assert load("more/checkpoints/last.ckpt")["epoch"] == 2
-
-
-def test_a_picture_that_cannot_be_read_does_not_stop_training(metatpt: CommandLine, tmp_path: Path):
-    root = write_pictures(tmp_path / "broken", "cat", "dog")
-    (root / "cat/0000.png").write_bytes(b"no picture")
-    result = fit(metatpt, "--data.root", root, epochs=1)
-    assert result.status == 0, result.err

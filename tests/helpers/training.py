@@ -73,13 +73,17 @@ class MyPrompt(TextPrompt):
     """A context that is scaled.
 
     Args:
+        clip: The frozen model.
+        class_names: The C classes.
+        template: Words.
         scale: By how much.
         kind: Of what kind.
-        **kwargs: See TextPrompt.
     """
 
-    def __init__(self, *args: Any, scale: float = 1.0, kind: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, clip: Any, class_names: Any, template: str, scale: float = 1.0, kind: str | None = None
+    ) -> None:
+        super().__init__(clip, class_names, template)
         self.tuned["context"].data.mul_(scale)
 
 

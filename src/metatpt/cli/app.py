@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -404,6 +405,8 @@ def _main(arguments: list[str]) -> int:
         request.options = [(key, value) for key, value in request.options if key != "print_config"]
         print(MetaTPTCLI(request, run=False).config_text(), end="")
         return 0
+    if command != "fit":  # which alone goes on with what callbacks have kept in a checkpoint
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create")
     if is_rank_zero():
         _log.info("config: %s", ", ".join(map(str, request.files)))
     MetaTPTCLI(request)

@@ -18,7 +18,7 @@ from .errors import UsageError, parts
 from .request import shipped_configs
 
 COMMANDS = {
-    "fit": "train a prompt with labels, on a few pictures of each class or on many: what all others can start from",
+    "fit": "train a prompt with labels, which the others can start from: on a few pictures of each class or many",
     "test": "adapt to every picture of the test split, and compare with zero-shot",
     "validate": "the same on the validation split",
     "predict": "predictions for pictures, with or without labels",
@@ -32,7 +32,8 @@ examples:
   metatpt test --model TPTModule --data.shift noise --data.severity 5
   metatpt test -c pacs --data.root ~/PACS --data.domain sketch
   metatpt test --model TPTModule --model.prompt VisualPrompt
-  metatpt fit -c few_shot --run runs/few             then: metatpt test --ckpt_path runs/few/checkpoints/best.ckpt
+  metatpt fit -c few_shot --run runs/few
+  metatpt test --ckpt_path runs/few/checkpoints/best.ckpt
   metatpt predict -c folder --data.root ~/photos --data.class_names cat,dog
   metatpt doctor -c imagenet_v2 --data.root ~/imagenetv2
   metatpt test -c runs/<run>/config.yaml --seed_everything 1

@@ -199,7 +199,7 @@ def test_a_tuning_method_validates_within_fit_from_the_prompt_at_hand(metatpt: C
 
 REFUSED = {
     "--model ZeroShotModule": ["ZeroShotModule has no training_step", "--model ", "Training"],
-    "--model MetaTPTModule": ["MetaTPTModule has no training_step"],
+    "--model MetaTPTModule": ["MetaTPTModule has no training_step", "PromptTrainingModule"],
     "--model hand.HandWritten": ["HandWritten", "has nothing to learn", "TextPrompt"],
     "--data FolderDataModule": ["has no train split"],
     "--data.root nowhere": ["nowhere"],

@@ -1,5 +1,6 @@
-"""Callbacks: the reset between samples, the record of a run, the progress bar."""
+"""Callbacks: the reset between samples, the record of a run, the progress bar, checkpoints."""
 
+from .checkpoints import BestCheckpoint, LastCheckpoint
 from .cost import CostMeter
 from .gallery import ViewGallery
 from .loggers import LogResults
@@ -10,8 +11,10 @@ from .stop import GracefulStop
 
 __all__ = [
     "AdaptationProgressBar",
+    "BestCheckpoint",
     "CostMeter",
     "GracefulStop",
+    "LastCheckpoint",
     "LogResults",
     "ResetPrompts",
     "RunRecord",

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from metatpt.modules import AdaptationModule
 from metatpt.modules.checks import check_choice
@@ -22,7 +23,8 @@ class ResetPrompts(Callback):
     Args:
         policy: ``episodic``: each sample starts from the initial prompt, with a fresh optimiser and fresh views, so its
             prediction depends on no other sample. ``online``: the prompt goes on from where the last sample left it
-            (batch size 1, one device, samples in index order; the optimiser is fresh); a new run starts afresh.
+            (batch size 1, one device, samples in index order; the optimiser is fresh); a new run starts afresh. It is
+            for `validate`, `test` and `predict`: the validation within `fit` is always episodic.
     """
 
     def __init__(self, policy: Policy = "episodic") -> None:
@@ -34,8 +36,11 @@ class ResetPrompts(Callback):
             raise TypeError(
                 f"ResetPrompts resets an AdaptationModule of metatpt.modules, not {type(pl_module).__name__}"
             )
-        pl_module.start_run(online=self.policy == "online")
-        if self.policy == "online" and pl_module.tunes:
+        online = self._is_online(trainer)
+        pl_module.start_run(online=online)
+        if self.policy == "online" and not online:
+            _log.info("policy online is for testing: validation within fit is episodic")
+        if online and pl_module.tunes:
             _log.info("policy online: the prompt is carried over from sample to sample; results depend on their order")
         what = pl_module.carries_over()
         size = getattr(getattr(trainer, "datamodule", None), "batch_size", 1)
@@ -45,6 +50,9 @@ class ResetPrompts(Callback):
             raise ValueError(f"{what} carries over from sample to sample: use {', and '.join(wrong)}")
 
     def _start_batch(self, trainer: lightning.Trainer, pl_module: AdaptationModule, *args: Any, **kwargs: Any) -> None:
-        pl_module.start_batch(carry=self.policy == "online")
+        pl_module.start_batch(carry=self._is_online(trainer))
+
+    def _is_online(self, trainer: lightning.Trainer) -> bool:
+        return self.policy == "online" and trainer.state.fn != TrainerFn.FITTING
 
     on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _start_batch  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""A run that is told to stop stops where it can go on: after a batch is recorded."""
+"""A run that is told to stop stops where it can go on: after a batch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 CHILD_SECONDS = 20.0
 """How long the first process waits for all that it has started, once its own batch is recorded; then it kills them."""
@@ -26,6 +27,8 @@ class Stopped(SystemExit):
 class GracefulStop(Callback):
     """Ends a run at SIGTERM, which batch systems send before they kill, once the batch at hand is recorded.
 
+    In `fit` that is a batch of training, or of the validation within; training goes on from the last checkpoint.
+
     It stands behind :class:`~metatpt.callbacks.RunRecord` in the list of callbacks. Lightning's own handler lets the
     processes meet in a collective operation, which hangs where only one of them was told. Here each stops by itself;
     the first one tells those that it has started. A process whose parent has died ends as well, so that nothing of a
@@ -39,6 +42,8 @@ class GracefulStop(Callback):
         self._children: list[subprocess.Popen[bytes]] = []
 
     def _on_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._handler is not None:  # of the validation within `fit`
+            return
         self._told = False
         self._parent = os.getppid() if trainer.local_rank > 0 else None
         if threading.current_thread() is not threading.main_thread():
@@ -58,7 +63,8 @@ class GracefulStop(Callback):
     def _on_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if self._told:
             if trainer.is_global_zero:
-                _log.warning("Told to stop (SIGTERM): the batch at hand is recorded.")
+                done = "done" if trainer.state.fn == TrainerFn.FITTING else "recorded"
+                _log.warning("Told to stop (SIGTERM): the batch at hand is %s.", done)
             self._await_children()
             raise Stopped(128 + signal.SIGTERM)
         if self._parent is not None and os.getppid() != self._parent:
@@ -74,11 +80,16 @@ class GracefulStop(Callback):
                 process.kill()
                 process.wait()
 
+    def _on_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._restore()
+
     def _restore(self, *args: Any, **kwargs: Any) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
             self._handler = None
 
-    on_validation_start = on_test_start = on_predict_start = _on_start
-    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _on_batch_end
-    on_validation_end = on_test_end = on_predict_end = on_exception = _restore
+    on_fit_start = on_validation_start = on_test_start = on_predict_start = _on_start
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _on_batch_end
+    on_validation_end = on_test_end = on_predict_end = _on_end
+    on_fit_end = on_exception = _restore

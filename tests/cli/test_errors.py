@@ -11,13 +11,14 @@ from typing import Literal
 import pytest
 import torch
 from helpers.command_line import CommandLine
+from helpers.training import PROMPT
 
 from metatpt.cli.errors import is_check, is_lost_process, root_cause, words
 
 TYPED = {
     # commands
     "tset": ["There is no command 'tset'", "Did you mean test?"],
-    "fit": ["no command 'fit'", "test, validate, predict"],
+    "train": ["no command 'train'", "fit, test, validate, predict"],
     "--model TPTModule test": ["The command comes first"],
     "test now": ["Unexpected 'now'"],
     # classes
@@ -57,6 +58,32 @@ TYPED = {
     "test --model.n_views --model.memory 3": ["--model.n_views needs a value"],
     "test --model.class_names [a,b]": ["--model.class_names", "--data.class_names"],
     "test --data PACSDataModule": ["--data.root must be given (for PACSDataModule)"],
+    # prompts
+    "test --model.prompt TextPromp": [
+        "--model.prompt",
+        "no prompt learner is called 'TextPromp'",
+        "Did you mean TextP",
+    ],
+    "test --model.prompt nowhere.Mine": ["--model.prompt", "there is no module nowhere"],
+    "test --model.prompt metatpt.prompts.TextPromp": ["metatpt.prompts has no TextPromp", "Did you mean TextPrompt"],
+    "test --model.prompt json.JSONDecoder": ["json.JSONDecoder is no prompt learner", "PromptLearner"],
+    "test --model.prompt json.dumps": ["json.dumps is no prompt learner"],
+    "test --model.prompt PromptLearner": ["'PromptLearner'", "it is a base class"],
+    "test --model.prompt TPTModule": ["no prompt learner is called 'TPTModule'"],
+    "test --model.prompt TemplatePrompt": ["TemplatePrompt learns nothing", "--model.template"],
+    "test --model.prompt metatpt.prompts.TemplatePrompt": ["learns nothing", "--model.template"],
+    "test --model.prompt [TextPrompt]": ["--model.prompt", "no prompt learner is called '[TextPrompt]'"],
+    "test --model.prompt.n_context 3": ["--model.prompt.n_context", "none is named", "--model.prompt", "TextPrompt"],
+    "test --model.prompt my_prompt.MyPrompt --model.prompt.scal 3": ["--model.prompt.scal", "Did you mean scale?"],
+    "test --model.prompt my_prompt.MyPrompt --model.prompt.scale x": [
+        "--model.prompt.scale: expected a number, got 'x'"
+    ],
+    "test --model.prompt my_prompt.MyPrompt --model.prompt.template x": ["MyPrompt has no such option"],
+    "test --model.prompt my_prompt.MyPrompts": ["my_prompt has no MyPrompts", "Did you mean MyPrompt"],
+    "test -c prompt_class.yaml": ["model.prompt in prompt_class.yaml", "Did you mean TextPrompt"],
+    "test -c prompt_option.yaml": ["model.prompt.scal in prompt_option.yaml", "Did you mean scale?"],
+    "test -c prompt_beside.yaml": ["model.prompt in prompt_beside.yaml", "scale stands beside class_path"],
+    "test -c prompt_value.yaml": ["model.prompt.scale in prompt_value.yaml", "a number", "x"],
     # values
     "test --model.n_views three": ["--model.n_views: expected a whole number, got 'three'"],
     "test --model.n_views 4.5": ["expected a whole number, got '4.5'"],
@@ -98,6 +125,14 @@ FILES = {
     "value.yaml": "{model: {class_path: TPTModule, init_args: {init: crpo}}, data: ShiftedShapesDataModule}",
     "trainer.yaml": "{model: TPTModule, data: ShiftedShapesDataModule, trainer: {devises: 3}}",
     "names.yaml": "{model: {class_path: TPTModule, init_args: {class_names: [a]}}, data: ShiftedShapesDataModule}",
+    "prompt_class.yaml": "{model: {class_path: TPTModule, init_args: {prompt: TextPromp}}}",
+    "prompt_option.yaml": "{model: {class_path: TPTModule, init_args: {prompt: "
+    "{class_path: my_prompt.MyPrompt, init_args: {scal: 3}}}}}",
+    "prompt_beside.yaml": "{model: {class_path: TPTModule, init_args: {prompt: "
+    "{class_path: my_prompt.MyPrompt, scale: 3}}}, data: ShiftedShapesDataModule}",
+    "prompt_value.yaml": "{model: {class_path: TPTModule, init_args: {prompt: "
+    "{class_path: my_prompt.MyPrompt, init_args: {scale: x}}}}, data: ShiftedShapesDataModule}",
+    "my_prompt.py": PROMPT,
 }
 
 
@@ -113,7 +148,7 @@ def test_what_is_mistyped_gets_one_message(metatpt: CommandLine, tmp_path: Path,
     assert "Traceback" not in result.err
     assert "usage" not in result.err
     assert result.out == ""
-    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == set(FILES)
 
 
 REFUSED = {
@@ -219,13 +254,34 @@ def test_checks_are_told_from_errors_of_libraries():
 
 def test_help(metatpt: CommandLine):
     text = metatpt("--help").out
-    for name in ("validate", "test", "predict", "MetaTPTModule", "PACSDataModule", "metatpt test", "tpt", "default"):
+    for name in (
+        "fit",
+        "validate",
+        "test",
+        "predict",
+        "MetaTPTModule",
+        "TextPrompt",
+        "PACSDataModule",
+        "metatpt test",
+        "tpt",
+        "default",
+    ):
         assert name in text
-    assert "fit" not in text.split()
     assert max(map(len, text.splitlines())) <= 110
     assert metatpt().out.startswith("usage")
     for option in ("--model", "--run", "--seed_everything", "--ckpt_path", "--reset.policy"):
         assert option in metatpt("predict", "--help").out
+    text = metatpt("fit", "--help").out
+    assert "last.ckpt" in text
+    assert "max_epochs" in text
+    for option in ("--resume", "--on_error", "--reset.policy"):
+        assert option not in text
+    assert max(map(len, text.splitlines())) <= 120
+    Path("my_prompt.py").write_text(PROMPT)
+    text = metatpt("test", "--model.prompt.help", "my_prompt.MyPrompt").out
+    assert "--model.prompt.scale" in text
+    for given in ("clip", "class_names", "template"):
+        assert f"--model.prompt.{given}" not in text
     text = metatpt("test", "--model.help", "TPTModule").out
     assert "--model.outer_lr" in text
     assert "--model.class_names" not in text

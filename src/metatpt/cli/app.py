@@ -1,4 +1,4 @@
-"""The command line: ``metatpt validate|test|predict``, a LightningCLI."""
+"""The command line: ``metatpt fit|validate|test|predict``, a LightningCLI."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import metatpt
@@ -30,8 +31,8 @@ from metatpt.datamodules import BaseDataModule
 from metatpt.modules import AdaptationModule
 from metatpt.results import failures
 
-from .checkpoint import differences, read_options
-from .classes import BASES, option_types, options_at
+from .checkpoint import check_goes_on, differences
+from .classes import BASES, PLACES, PROMPT, option_types, options_at
 from .doctor import doctor
 from .errors import (
     RunError,
@@ -45,6 +46,7 @@ from .errors import (
     refused,
     root_cause,
 )
+from .fit import TellCheckpoint, check_learns, curves, kept
 from .help import COMMANDS, class_help, command_help, main_help, option_help, trainer_help
 from .report import report
 from .request import Request, read_request, split_options
@@ -66,13 +68,18 @@ _log = logging.getLogger("metatpt")
 _TRAINER_DEFAULTS = {
     "inference_mode": False,  # tuning needs gradients, which enable_grad cannot bring back
     "use_distributed_sampler": False,  # Lightning's pads with duplicates; the datamodules have their own
-    "logger": False,  # the record of the run has everything
-    "enable_checkpointing": False,  # nothing is trained
     "enable_model_summary": False,
+    "max_epochs": 50,  # as the papers train on 16 shots; Lightning's null is 1000
 }
 _FIXED = {"verbose": False, "weights_only": True, "return_predictions": False}
 """What every run hands to the Trainer: the table at the end is RunRecord's, a checkpoint runs no code, and predictions
 are not collected in memory, since they are on the disk."""
+_SETTLED = {
+    "fit": ("weights_only",),
+    "validate": ("weights_only", "verbose"),
+    "test": ("weights_only", "verbose"),
+    "predict": ("weights_only", "return_predictions"),
+}
 
 _ALWAYS = {
     ResetPrompts: " and set it with --reset.policy",
@@ -128,7 +135,8 @@ class MetaTPTCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The command that was given (each costs time), and the arguments of the Trainer's method that are settled."""
-        return {self.request.command: {"model", "dataloaders", "datamodule", *_FIXED}}
+        data = {"dataloaders", "train_dataloaders", "val_dataloaders", "datamodule"}
+        return {self.request.command: {"model", *data, *_FIXED}}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The seed: always a number, so that a run can be repeated."""
@@ -160,7 +168,9 @@ class MetaTPTCLI(LightningCLI):
 
         def type_of(key: str) -> Any:
             section, _, option = key.partition(".")
-            if section in BASES and option:
+            if key.startswith(f"{PROMPT}."):
+                section, option = PROMPT, key.removeprefix(f"{PROMPT}.")
+            if section in PLACES and option:
                 return option_types(self.request.classes[section]).get(option)
             return kinds.get(key)
 
@@ -199,9 +209,9 @@ class MetaTPTCLI(LightningCLI):
             raise UsageError(f"{place}: there is no such option. {hint}")
 
     def _parse_ckpt_path(self) -> None:
-        """Leaves the config as it is, where Lightning takes over the checkpoint's options: the command line wins."""
-        path = self.options.get("ckpt_path")
-        self._checkpoint = None if path is None else read_options(path)
+        """Leaves the config as it is, where Lightning takes over all of the checkpoint's options: see request.py."""
+        if self.request.command == "fit" and self.request.checkpoint is not None:
+            check_goes_on(self.request.checkpoint, self.options.trainer.max_epochs)
 
     def _set_seed(self) -> None:
         seed = self.options.seed_everything
@@ -228,6 +238,8 @@ class MetaTPTCLI(LightningCLI):
             self.folder = run_folder(self.options.run, self.options.resume, *classes)
             self.config = with_run_folder(parsed, self.folder)
             super().instantiate_classes()
+            if self.request.command == "fit":
+                check_learns(self.model)
         except Exception as error:
             root = root_cause(error)
             if isinstance(root, (ValueError, OSError, ImportError, MisconfigurationException)):
@@ -235,13 +247,15 @@ class MetaTPTCLI(LightningCLI):
             raise root from None
         finally:
             self.config = parsed
-        if self._checkpoint is not None:
+        checkpoint = self.request.checkpoint
+        if checkpoint is not None:
             model = self.options.model
             lines = differences(
-                self._checkpoint, model.class_path, model.init_args.as_dict(), list(self.model.class_names)
+                checkpoint.options, model.class_path, model.init_args.as_dict(), list(self.model.class_names)
             )
-            what = "; ".join(lines) or "nothing"
-            _log.info("different from the checkpoint %s: %s", self.options.ckpt_path, what)
+            if self.request.taken:
+                _log.info("from the checkpoint %s: model.%s", checkpoint.path, ", model.".join(self.request.taken))
+            _log.info("different from the checkpoint %s: %s", checkpoint.path, "; ".join(lines) or "nothing")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with our callbacks beside the user's."""
@@ -260,12 +274,21 @@ class MetaTPTCLI(LightningCLI):
             *theirs,
         ]
         callbacks += [kind() for kind in _BY_DEFAULT if not any(isinstance(each, kind) for each in theirs)]
+        logger, checkpointing = options.logger, options.enable_checkpointing
+        if self.request.command == "fit":
+            logger = curves(self.folder) if logger is None else logger
+            checkpointing = checkpointing is not False
+            callbacks += [*kept(self.folder, theirs, checkpointing, bool(logger)), TellCheckpoint(self.folder)]
+        else:  # the record has everything, and nothing is trained
+            logger = False if logger is None else logger
+            checkpointing = any(isinstance(each, Checkpoint) for each in theirs)
         wanted = options.enable_progress_bar is not False and not options.barebones
         if wanted and not any(isinstance(each, ProgressBar) for each in theirs):
             callbacks.append(AdaptationProgressBar())
         callbacks.append(GracefulStop())  # behind all that keeps something of the batch at hand
         root = options.default_root_dir or str(self.folder)  # what Lightning writes lies in the run folder too
-        settings = {**options.as_dict(), "callbacks": callbacks, "default_root_dir": root, **kwargs}
+        settings = {**options.as_dict(), "logger": logger, "enable_checkpointing": checkpointing}
+        settings |= {"callbacks": callbacks, "default_root_dir": root, **kwargs}
         try:
             trainer: Trainer = self.trainer_class(**settings)
         except TypeError as error:  # of `devices: many`
@@ -275,8 +298,12 @@ class MetaTPTCLI(LightningCLI):
         return trainer
 
     def config_text(self) -> str:
-        """The config as it is saved."""
-        return config_text(self._subcommand_parsers[self.request.command], self.options)
+        """The config as it is saved; of `fit` without the checkpoint that it goes on from, so that it can be tested."""
+        options = self.options
+        if self.request.command == "fit":
+            options = options.clone()
+            options.pop("ckpt_path", None)
+        return config_text(self._subcommand_parsers[self.request.command], options)
 
     # Running
 
@@ -309,8 +336,8 @@ class MetaTPTCLI(LightningCLI):
                 raise RunError(f"{failed}\nEverything else is done. With --on_error skip that is no failure.")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        settled = ["weights_only", "return_predictions" if subcommand == "predict" else "verbose"]
-        return {**super()._prepare_subcommand_kwargs(subcommand), **{name: _FIXED[name] for name in settled}}
+        settled = {name: _FIXED[name] for name in _SETTLED[subcommand]}
+        return {**super()._prepare_subcommand_kwargs(subcommand), **settled}
 
 
 def main(args: list[str] | None = None) -> int:
@@ -358,7 +385,7 @@ def _main(arguments: list[str]) -> int:
     if "help" in flags or "h" in flags:
         print(command_help(command))
         return 0
-    for section in BASES:
+    for section in PLACES:
         if f"{section}.help" in flags:
             print(class_help(section, flags[f"{section}.help"] or flags.get(section, "")))
             return 0
@@ -378,6 +405,8 @@ def _main(arguments: list[str]) -> int:
         request.options = [(key, value) for key, value in request.options if key != "print_config"]
         print(MetaTPTCLI(request, run=False).config_text(), end="")
         return 0
+    if command != "fit":  # which alone goes on with what callbacks have kept in a checkpoint
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create")
     if is_rank_zero():
         _log.info("config: %s", ", ".join(map(str, request.files)))
     MetaTPTCLI(request)

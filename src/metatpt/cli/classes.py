@@ -1,4 +1,4 @@
-"""The classes that a command line can name: methods, data sets, and a user's own."""
+"""The classes that a command line can name: methods, data sets, prompt learners, and a user's own."""
 
 from __future__ import annotations
 
@@ -15,23 +15,37 @@ import metatpt.callbacks  # noqa: F401  (known by name once they are imported)
 from metatpt.class_paths import class_path
 from metatpt.datamodules import BaseDataModule
 from metatpt.modules import AdaptationModule
+from metatpt.prompts import PromptLearner, TemplatePrompt
 
 from .errors import UsageError, did_you_mean
 
 BASES: dict[str, type] = {"model": AdaptationModule, "data": BaseDataModule}
 """What the class of a section of the config is derived from."""
 
-_KINDS = {"model": "method", "data": "data set"}
+PROMPT = "model.prompt"
+"""The place of the class that stands in an option of the model."""
+
+PLACES: dict[str, type] = {**BASES, PROMPT: PromptLearner}
+"""The places where a class is named, and what it is derived from there."""
+
+_KINDS = {"model": "method", "data": "data set", PROMPT: "prompt learner"}
+
+_NOT_CHOSEN = (TemplatePrompt,)
+"""What a method has where it has no learner: ``--model.template`` sets it."""
 
 
 def known_classes(section: str) -> dict[str, type]:
     """The classes of a section by name, those of this package first. Of these only what it exports: no base classes."""
     found: dict[str, type] = {}
-    todo = [BASES[section]]
+    todo = [PLACES[section]]
     while todo:
         each = todo.pop(0)
         todo += each.__subclasses__()
-        if not missing_methods(each) and not (is_ours(each) and class_path(each).startswith(f"{each.__module__}.")):
+        if (
+            not missing_methods(each)
+            and each not in _NOT_CHOSEN
+            and not (is_ours(each) and class_path(each).startswith(f"{each.__module__}."))
+        ):
             found.setdefault(each.__name__, each)
     ours = {name: each for name, each in sorted(found.items()) if is_ours(each)}
     return {**ours, **found}
@@ -46,18 +60,24 @@ def find_class(section: str, name: str, source: str = "") -> type:
     """The class of that name, or at that path (``my_method.MyModule``), which is imported.
 
     Args:
-        section: ``model`` or ``data``.
+        section: ``model``, ``data`` or ``model.prompt``.
         name: Name or path.
         source: Where it was given, in words, if not on the command line.
 
     Raises:
         UsageError: There is none, it cannot be imported, or it is something else.
     """
-    kind, base, known = _KINDS[section], BASES[section], known_classes(section)
+    kind, base, known = _KINDS[section], PLACES[section], known_classes(section)
     place = f"{section} in {source}" if source else f"--{section}"
+    hand_written = (
+        f"{place}: {name} learns nothing: a method has it where it has no learner, and --model.template sets its "
+        f"words. There are: {', '.join(known)}."
+    )
     if "." not in name:
         if name in known:
             return known[name]
+        if section == PROMPT and name in [each.__name__ for each in _NOT_CHOSEN]:
+            raise UsageError(hand_written)
         abstract = " (it is a base class)" if name == base.__name__ else ""
         raise UsageError(
             f"{place}: no {kind} is called {name!r}{abstract}. {did_you_mean(name, list(known))} "
@@ -82,6 +102,8 @@ def find_class(section: str, name: str, source: str = "") -> type:
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise UsageError(f"{place}: {name} is no {kind}: it is not derived from {base.__module__}.{base.__name__}.")
     cls: type = found
+    if cls in _NOT_CHOSEN:
+        raise UsageError(hand_written)
     if missing := missing_methods(cls):
         raise UsageError(f"{place}: {name} is a base class: it does not define {', '.join(missing)}.")
     return cls
@@ -92,11 +114,18 @@ def missing_methods(cls: type) -> list[str]:
     return [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]
 
 
+def given_otherwise(cls: type) -> set[str | int]:
+    """Arguments of a class that are no options: the data give a method its classes, a method gives a learner three."""
+    if issubclass(cls, PromptLearner):
+        return {3}
+    return {"class_names"} if issubclass(cls, AdaptationModule) else set()
+
+
 @cache
 def option_types(cls: type) -> dict[str, Any]:
     """The options of a class and their types, those that it hands on to its base classes included."""
     parser = ArgumentParser()
-    names: list[str] = parser.add_class_arguments(cls, fail_untyped=False)
+    names: list[str] = parser.add_class_arguments(cls, fail_untyped=False, skip=given_otherwise(cls))
     kinds = {action.dest: getattr(action, "_typehint", action.type) for action in parser._actions}
     return {name.split(".")[0]: kinds.get(name) for name in names}
 
@@ -116,7 +145,7 @@ def check_option(section: str, cls: type, name: str, source: str = "") -> None:
     place = f"{section}.{name} in {source}" if source else f"--{section}.{name}"
     if section == "model" and name == "class_names":
         raise UsageError(f"{place}: class names come from the data: give --data.class_names.")
-    known = [option for option in option_types(cls) if (section, option) != ("model", "class_names")]
+    known = list(option_types(cls))
     if name in known:
         return
     others = [other for other, each in known_classes(section).items() if name in option_types(each)]

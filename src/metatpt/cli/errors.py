@@ -117,6 +117,8 @@ def words(kind: Any) -> str:
             texts.append(plain[part])
         elif get_origin(part) is dict:
             texts.append("a mapping")
+        elif get_origin(part) is Callable:
+            texts.append("a class or a function")
         elif get_origin(part) is not None:
             texts.append(f"a list of {words(get_args(part)[0])}" if get_args(part) else "a list")
         elif isinstance(part, type) and issubclass(part, Path):

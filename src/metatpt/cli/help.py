@@ -13,11 +13,12 @@ from lightning.pytorch import Trainer
 
 from metatpt.class_paths import class_path
 
-from .classes import find_class, known_classes, option_types
+from .classes import PROMPT, find_class, given_otherwise, known_classes, option_types
 from .errors import UsageError, parts
 from .request import shipped_configs
 
 COMMANDS = {
+    "fit": "train a prompt with labels, which the others can start from: on a few pictures of each class or many",
     "test": "adapt to every picture of the test split, and compare with zero-shot",
     "validate": "the same on the validation split",
     "predict": "predictions for pictures, with or without labels",
@@ -30,30 +31,51 @@ examples:
   metatpt test                                   MetaTPT, the bundled model, drawn pictures under a shift
   metatpt test --model TPTModule --data.shift noise --data.severity 5
   metatpt test -c pacs --data.root ~/PACS --data.domain sketch
+  metatpt test --model TPTModule --model.prompt TextPrompt
+  metatpt fit --model PromptTrainingModule --data EuroSATDataModule --data.root ~/eurosat --run runs/few
+  metatpt test --data EuroSATDataModule --data.root ~/eurosat --ckpt_path runs/few/checkpoints/best.ckpt
   metatpt predict -c folder --data.root ~/photos --data.class_names cat,dog
   metatpt doctor -c imagenet_v2 --data.root ~/imagenetv2
   metatpt test -c runs/<run>/config.yaml --seed_everything 1
   metatpt report runs/<run> runs/<another>
 """
 
-_OPTIONS = """
-options (of the command line, or under the same names in a config file; the command line wins):
-  -c, --config FILE|NAME    config instead of lightning_config.yaml; several add up, the last one wins
-  --model CLASS             the method; --model.OPTION VALUE sets its options
-  --data CLASS              the data set; --data.OPTION VALUE
-  --reset.policy POLICY     episodic (every picture starts afresh) or online (the prompt is carried over)
-  --run DIR                 folder of the run (default: runs/<time>-<method>-<data>)
-  --resume DIR              go on with a run that was stopped, with its own config, on any number of devices
-  --on_error skip|raise     pictures without adapted prediction: skip names them, raise fails in the end as well
-                            (default: skip in predict, raise in test and validate)
-  --seed_everything N       the one seed (default: 0)
-  --ckpt_path FILE          checkpoint with a learned prompt
-  --trainer.OPTION VALUE    Lightning's: accelerator, devices, strategy, precision, logger, callbacks, ...
-  --print_config            print the config that would run, and end
+_OPTIONS = {
+    "-c, --config FILE|NAME": "config instead of lightning_config.yaml; several add up, the last one wins",
+    "--model CLASS": "the method; --model.OPTION VALUE sets its options",
+    "--model.prompt CLASS": "the prompt learner (default: the words before the class name, where they are tuned); "
+    "--model.prompt.OPTION VALUE sets its options",
+    "--data CLASS": "the data set; --data.OPTION VALUE",
+    "--reset.policy POLICY": "episodic (every picture starts afresh) or online (the prompt is carried over)",
+    "--run DIR": "folder of the run (default: runs/<time>-<method>-<data>)",
+    "--resume DIR": "go on with a run that was stopped, with its own config, on any number of devices",
+    "--on_error skip|raise": "pictures without adapted prediction: skip names them, raise fails in the end as well "
+    "(default: skip in predict, raise in test and validate)",
+    "--seed_everything N": "the one seed (default: 0)",
+    "--ckpt_path FILE": "checkpoint with a learned prompt; clip, pretrained, template and prompt of the model are "
+    "taken from it where neither a named config nor the command line gives them",
+    "--trainer.OPTION VALUE": "Lightning's: accelerator, devices, strategy, precision, logger, callbacks, ...",
+    "--print_config": "print the config that would run, and end",
+}
 
+_OPTIONS_OF_FIT = {
+    "--ckpt_path FILE": "checkpoint of fit that training goes on from, with its optimiser: checkpoints/last.ckpt of "
+    "the run; clip, pretrained, template and prompt of the model are taken from it likewise",
+    "--trainer.OPTION VALUE": "Lightning's: max_epochs (default: 50), accelerator, devices, strategy, precision, "
+    "logger (default: log/metrics.csv in the run folder), callbacks, ...",
+}
+_NOT_OF_FIT = ("--reset.policy POLICY", "--resume DIR", "--on_error skip|raise")
+
+_MOST_USED = """
 options that are used most:
   --model.clip NAME|FOLDER|builtin      --model.pretrained TAG|FILE      --model.template "a photo of a {}."
   --data.batch_size N                   --data.num_workers N             --data.max_samples N
+"""
+
+_RUN_OF_FIT = """
+The run folder keeps checkpoints/last.ckpt, and with a validation split checkpoints/best.ckpt (by val/accuracy). To stop
+where validation gets no better: --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/accuracy
+--trainer.callbacks.mode=max
 """
 
 
@@ -113,15 +135,22 @@ def command_help(command: str) -> str:
     if command == "report":
         usage = "usage: metatpt report RUN [RUN ...] [--to FOLDER]"
         return "\n".join([usage, "", f"{COMMANDS[command].capitalize()}.", _REPORT_OPTIONS.rstrip()])
+    options = _OPTIONS
+    if command == "fit":
+        options = {name: text for name, text in (_OPTIONS | _OPTIONS_OF_FIT).items() if name not in _NOT_OF_FIT}
     return "\n".join(
         [
             f"usage: metatpt {command} [-c CONFIG] [--model METHOD] [--data DATA] [options]",
             "",
             f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}.",
-            _OPTIONS.rstrip(),
+            *(_RUN_OF_FIT.rstrip().splitlines() if command == "fit" else []),
+            "",
+            "options (of the command line, or under the same names in a config file; the command line wins):",
+            *_table(options),
+            _MOST_USED.rstrip(),
             *_classes(),
             "",
-            f"more: metatpt {command} --model.help METHOD, --data.help DATA, --trainer.help",
+            f"more: --model.help METHOD, --model.prompt.help PROMPT, --data.help DATA, --trainer.help after {command}",
             "METATPT_TRACEBACK=1 in the environment shows where an error comes from.",
         ]
     )
@@ -159,16 +188,17 @@ def trainer_help() -> str:
 
 def _options(cls: type, section: str) -> str:
     parser = ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
-    skip = {"class_names"} if section == "model" else set()  # given by the data
-    parser.add_class_arguments(cls, section, fail_untyped=False, skip=skip, sub_configs=False)
+    parser.add_class_arguments(cls, section, fail_untyped=False, skip=given_otherwise(cls), sub_configs=False)
     lines = parser.format_help().strip().splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith(f"  --{section}."))
+    start = next((number for number, line in enumerate(lines) if line.startswith(f"  --{section}.")), None)
+    if start is None:
+        return f"{cls.__name__} has no options."
     return _plain("\n".join(["options:", *lines[start:]]))
 
 
 def _classes() -> list[str]:
     lines = []
-    for section, title in {"model": "methods", "data": "data sets"}.items():
+    for section, title in {"model": "methods", PROMPT: "prompt learners", "data": "data sets"}.items():
         known = {name: _plain(_documentation(each).split("\n")[0]) for name, each in known_classes(section).items()}
         lines += ["", f"{title} (--{section}):", *_table(known)]
     return lines

@@ -3,7 +3,11 @@
 jsonargparse, left alone, keeps of a config file's class every option that the class on the command line has too: with
 MetaTPT's ``selection: 0.3`` in the file, ``--model TPTModule`` would run with it. So files and classes are settled
 here, before it: a class starts from its own defaults, whatever another class's section says. The same class named
-again keeps its section, and options on the command line win over all files.
+again keeps its section, and options on the command line win over all files. It is the same with the prompt learner, a
+class in an option of the model.
+
+What a checkpoint's values depend on (`checkpoint_options` of the method) comes from the checkpoint, where neither a
+file that the user has named nor the command line says it.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ from jsonargparse import get_loader
 
 from metatpt.class_paths import class_path
 from metatpt.datamodules.names import quote_class_names, quote_entries
+from metatpt.prompts import as_factory
 
-from .classes import BASES, check_option, find_class, known_classes
+from .checkpoint import Checkpoint, read_checkpoint
+from .classes import BASES, PROMPT, check_option, find_class, known_classes, option_types
 from .errors import UsageError, did_you_mean
 from .resume import saved_config
 
@@ -30,6 +36,10 @@ COOP = "coop"
 _PACKAGE = Path(__file__).parent.parent
 _FLAGS = ("help", "h", "print_config")
 _TEXT_LISTS = ("data.class_names", "data.init_args.class_names")
+_NOT_IN_FIT = {
+    "resume": "to train on, give --ckpt_path <run folder>/checkpoints/last.ckpt (and the same -c)",
+    "on_error": "it is about the predictions of test, validate and predict",
+}
 
 
 @dataclass
@@ -41,8 +51,11 @@ class Request:
         files: Config files that were read, in order.
         config: What they say, without what no longer counts.
         options: Options on the command line by key and value, in order; classes are in `config`.
-        classes: The class of each section.
+        classes: The class of each section, and of the prompt learner where one is named.
+        named: Options of the model that a file says which the user has named, or the command line.
         resumed: Config of the run that goes on, if one does.
+        checkpoint: What ``--ckpt_path`` names.
+        taken: Options of the model that are the checkpoint's.
     """
 
     command: str
@@ -50,7 +63,10 @@ class Request:
     config: dict[str, Any] = field(default_factory=dict)
     options: list[tuple[str, str]] = field(default_factory=list)
     classes: dict[str, type] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)
     resumed: Path | None = None
+    checkpoint: Checkpoint | None = None
+    taken: list[str] = field(default_factory=list)
 
     @property
     def arguments(self) -> list[str]:
@@ -60,7 +76,8 @@ class Request:
     @property
     def sources(self) -> str:
         """The files, in words."""
-        return " and ".join(map(str, self.files))
+        checkpoint = [] if self.checkpoint is None or not self.taken else [self.checkpoint.path]
+        return " and ".join([*map(str, self.files), *checkpoint])
 
 
 def read_request(command: str, arguments: list[str]) -> Request:
@@ -72,6 +89,9 @@ def read_request(command: str, arguments: list[str]) -> Request:
     request = Request(command)
     options = list(split_options(arguments))
     configs = [value for key, value in options if key in ("c", "config")]
+    for key, _ in options:
+        if command == "fit" and key in _NOT_IN_FIT:
+            raise UsageError(f"--{key} is no option of fit: {_NOT_IN_FIT[key]}.")
     if runs := [value for key, value in options if key == "resume"]:
         if any(key == "run" for key, _ in options):
             raise UsageError("--run and --resume are both given: --resume names the folder of the run that goes on.")
@@ -80,10 +100,16 @@ def read_request(command: str, arguments: list[str]) -> Request:
     for file in [find_config(config) for config in configs] or [_default_config()]:
         request.files.append(file)
         _read_file(request, file, given=bool(configs))
+    prompts = []
     for key, value in options:
         section = key.removesuffix(".class_path")
+        option = _prompt_option(key)
         if section in BASES:
             _add_section(request, section, structure(value), Path.cwd(), "")
+        elif option == "":
+            prompts.append(structure(value))
+        elif option:
+            request.options.append((f"{PROMPT}.{option}", value))
         elif key not in ("c", "config"):
             request.options.append((key, quote_entries(value) if key in _TEXT_LISTS else value))
     for section in BASES:
@@ -92,14 +118,86 @@ def read_request(command: str, arguments: list[str]) -> Request:
                 f"{request.sources} names no class for {section}: give one with --{section}. "
                 f"There are: {', '.join(known_classes(section))}."
             )
-    for key, _ in request.options:
-        section, _, option = key.partition(".")
-        if section in BASES and option:
-            name = re.split(r"[.+]", option.removeprefix("init_args."))[0]
-            if name != "dict_kwargs":
+    request.named |= {name for name in _options_of(request, "model") if name != "prompt"}
+    if command != "doctor":  # it looks at the data alone
+        _take_from_checkpoint(request, prompts)
+    for prompt in prompts:
+        _add_prompt(request, prompt, "")
+    for section in BASES:
+        for name in _options_of(request, section):
+            if name != "prompt" or section != "model":
                 check_option(section, request.classes[section], name)
+    for name in _options_of(request, PROMPT):
+        if PROMPT not in request.classes:
+            raise UsageError(
+                f"--{PROMPT}.{name}: it is an option of a prompt learner, and none is named: give --{PROMPT}. "
+                f"There are: {', '.join(known_classes(PROMPT))}."
+            )
+        check_option(PROMPT, request.classes[PROMPT], name)
     _settle_template(request)
     return request
+
+
+def _prompt_option(key: str) -> str | None:
+    """The option of the prompt learner that a key stands for: empty for its class, None for another's."""
+    found = re.fullmatch(r"model\.(?:init_args\.)?prompt(?:\.(.*))?", key)
+    if found is None or found[1] == "help":
+        return None
+    return "" if found[1] in (None, "class_path") else found[1].removeprefix("init_args.")
+
+
+def _options_of(request: Request, section: str) -> list[str]:
+    """The options of a class that stand on the command line."""
+    names = []
+    for key, _ in request.options:
+        if key.startswith(f"{section}."):
+            name = re.split(r"[.+]", key[len(section) + 1 :].removeprefix("init_args."))[0]
+            names += [name] if name != "dict_kwargs" else []
+    return names
+
+
+def _take_from_checkpoint(request: Request, prompts: list[Any]) -> None:
+    """Put in what a checkpoint's values depend on, where the user does not say it.
+
+    Args:
+        request: What the user says, but for the prompt learners on the command line.
+        prompts: These.
+    """
+    path = dict(request.options).get("ckpt_path", request.config.get("ckpt_path"))
+    if path in (None, "", "null"):
+        return
+    request.checkpoint = checkpoint = read_checkpoint(str(path))
+    method: Any = request.classes["model"]
+    for name in method.checkpoint_options:
+        if name in request.named or name not in checkpoint.options or name not in option_types(method):
+            continue
+        value = checkpoint.options[name]
+        if name == "prompt":
+            if _is_another(value, prompts):
+                continue
+            _add_prompt(request, _known_prompt(value, checkpoint), f"the checkpoint {checkpoint.path}")
+        else:
+            request.config["model"]["init_args"][name] = value
+        request.taken.append(name)
+
+
+def _is_another(saved: Any, prompts: list[Any]) -> bool:
+    """Whether prompt learners that were named are others than the checkpoint's (which need not be known, then)."""
+    paths = [prompt.get("class_path") if isinstance(prompt, dict) else prompt for prompt in prompts]
+    known = [class_path(find_class(PROMPT, path)) for path in paths if path not in (None, "", "null")]
+    return isinstance(saved, dict) and any(path != saved.get("class_path") for path in known)
+
+
+def _known_prompt(saved: Any, checkpoint: Checkpoint) -> Any:
+    """The prompt learner of a checkpoint, whose class must be known: a checkpoint does not say what is imported."""
+    if saved is None:
+        return None
+    try:
+        as_factory({"class_path": saved["class_path"], "init_args": dict(saved["init_args"])})
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, ValueError) else f"its prompt is no class with options: {saved!r}"
+        raise UsageError(f"--ckpt_path {checkpoint.path}: {reason}.") from error
+    return saved
 
 
 def _settle_template(request: Request) -> None:
@@ -183,7 +281,7 @@ def _read_file(request: Request, file: Path, given: bool) -> None:
             raise UsageError(f"{file} holds no options (expected keys such as model, data and trainer).")
         for section, value in content.items():
             if section in BASES:
-                _add_section(request, section, value, file.parent, str(file))
+                _add_section(request, section, value, file.parent, str(file), named=given)
             elif isinstance(value, dict) and isinstance(request.config.get(section), dict):
                 request.config[section] |= value
             elif value is not None:
@@ -210,7 +308,7 @@ def check_sections(config: dict[str, Any], source: str) -> None:
             raise UsageError(f"{key} in {source}: there is no such option. {did_you_mean(str(key), known)}")
 
 
-def _add_section(request: Request, section: str, value: Any, folder: Path, source: str) -> None:
+def _add_section(request: Request, section: str, value: Any, folder: Path, source: str, named: bool = True) -> None:
     """Take over what a file or an argument says on the model or the data.
 
     Args:
@@ -219,6 +317,7 @@ def _add_section(request: Request, section: str, value: Any, folder: Path, sourc
         value: A class, a mapping with `class_path` and `init_args`, or the name of a file that holds this.
         folder: Where such a file is looked for.
         source: Where it was given, in words, if not on the command line.
+        named: Whether the user has named it.
     """
     place = f"{section} in {source}" if source else f"--{section}"
     if isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
@@ -226,28 +325,68 @@ def _add_section(request: Request, section: str, value: Any, folder: Path, sourc
         if not file.is_file():
             raise UsageError(f"{place}: there is no file {value}.")
         request.files.append(file)
-        _add_section(request, section, _load(file), file.parent, str(file))
+        _add_section(request, section, _load(file), file.parent, str(file), named)
         return
+    options = _add_class(request, section, value, request.config, source)
+    if section == "model":
+        request.named |= set(options) if named else set()
+        if "prompt" in options:
+            check_option(section, request.classes[section], "prompt", source)
+            _add_prompt(request, options.pop("prompt"), source)
+    for name in options:
+        check_option(section, request.classes[section], name, source)
+    request.config[section]["init_args"] |= options
+
+
+def _add_prompt(request: Request, value: Any, source: str) -> None:
+    """The same for the prompt learner of the model; null for that of the method."""
+    options = request.config["model"]["init_args"]
+    if value in (None, "", "null"):
+        request.classes.pop(PROMPT, None)
+        options["prompt"] = None
+        return
+    if options.get("prompt") is None:
+        options.pop("prompt", None)
+    given = _add_class(request, PROMPT, value, options, source)
+    for name in given:
+        check_option(PROMPT, request.classes[PROMPT], name, source)
+    options["prompt"]["init_args"] |= given
+
+
+def _add_class(request: Request, section: str, value: Any, holder: dict[str, Any], source: str) -> dict[str, Any]:
+    """Take over a class and give the options that stand with it. One that was not there before starts without any.
+
+    Args:
+        request: Where it goes.
+        section: ``model``, ``data`` or ``model.prompt``.
+        value: A class, or a mapping with `class_path` and `init_args`.
+        holder: The part of the config that it goes into.
+        source: Where it was given, in words, if not on the command line.
+    """
+    place, key = f"{section} in {source}" if source else f"--{section}", section.rpartition(".")[2]
     if isinstance(value, str):
         value = {"class_path": value}
     if not isinstance(value, dict):
         raise UsageError(f"{place}: expected a class, or a mapping with class_path and init_args; got {value!r}.")
-    unknown = [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
+    unknown = [name for name in value if name not in ("class_path", "init_args", "dict_kwargs")]
     if unknown:
         raise UsageError(f"{place}: {unknown[0]} stands beside class_path; options stand in init_args.")
     if value.get("class_path") is not None:
         found = find_class(section, str(value["class_path"]), source)
         if found is not request.classes.get(section):
             request.classes[section] = found
-            request.config[section] = {"class_path": class_path(found), "init_args": {}}
+            holder[key] = {"class_path": class_path(found), "init_args": {}}
+            if section == "model":  # and nothing of it is left
+                request.classes.pop(PROMPT, None)
+                request.named.clear()
     if section not in request.classes:
         raise UsageError(f"{place}: it has options but no class_path.")
     options = value.get("init_args") or {}
-    for name in options:
-        check_option(section, request.classes[section], name, source)
-    request.config[section]["init_args"] |= options
+    if not isinstance(options, dict):
+        raise UsageError(f"{place}: expected init_args to be a mapping of options; got {options!r}.")
     if value.get("dict_kwargs"):
-        request.config[section].setdefault("dict_kwargs", {}).update(value["dict_kwargs"])
+        holder[key].setdefault("dict_kwargs", {}).update(value["dict_kwargs"])
+    return dict(options)
 
 
 def _load(file: Path) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from metatpt.callbacks.checkpoints import CHECKPOINTS
 from metatpt.results.record import CONFIG, record_files
 from metatpt.results.setup import leaves, read_setup
 
@@ -43,6 +44,11 @@ def saved_config(folder: Path, command: str) -> Path:
             )
         what = f"{name} has no {CONFIG}, so no run has begun there" if folder.is_dir() else f"{name} is no folder"
         raise UsageError(f"--resume {name}: {what}. Start a run with --run {name}.")
+    if (folder / CHECKPOINTS).is_dir() and not record_files(folder):
+        raise UsageError(
+            f"--resume {name}: it is a run of fit. Test what it has learned with metatpt {command} -c {config} "
+            f"--ckpt_path {folder / CHECKPOINTS}/last.ckpt"
+        )
     stage = read_setup(folder).get("stage", command)
     if stage != command:
         raise UsageError(f"--resume {name}: it is a run of {stage}: metatpt {stage} --resume {name}.")

@@ -92,6 +92,8 @@ def leave_no_empty_folder(folder: Path) -> None:
     """Takes a run folder away again, if nothing came into it (a model that could not be loaded, say)."""
     if folder != Path():
         with contextlib.suppress(OSError):
+            for inner in folder.iterdir():  # of a logger
+                inner.rmdir()
             folder.rmdir()
             if folder.parent == Path(_RUNS):
                 folder.parent.rmdir()

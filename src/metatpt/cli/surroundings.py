@@ -28,7 +28,9 @@ _NO_NEWS = (
 _HARMLESS_WARNINGS = (
     r".*does not have many workers",  # data.num_workers is 0 on purpose: reading is little beside adapting
     r".*recommended to use `self\.log\('(val|test)/",  # what is logged is summed over processes
+    r"The number of training batches .* is smaller than the logging interval",  # epochs are logged all the same
     r"Your `IterableDataset` has `__len__`",  # of shards, where it is exact
+    r"Found \d+ module\(s\) in eval mode",  # the frozen towers, on purpose
     r".*LeafSpec.* is deprecated",  # between Lightning 2.6 and torch 2.14; nothing of ours
 )
 

@@ -52,6 +52,9 @@ class AdaptationModule(lightning.LightningModule, ABC):
     tunes: ClassVar[bool] = True
     """Whether the method tunes a prompt at test time. If so it needs gradients and the reset callback."""
 
+    checkpoint_options: ClassVar[tuple[str, ...]] = ("clip", "pretrained", "template", "prompt")
+    """Options that a checkpoint's values hold for: the command line takes them from it, where the user says nothing."""
+
     def __init__(
         self,
         clip: str = "builtin",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.utilities.parsing import save_hyperparameters
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -62,7 +64,9 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
 
     def __init__(self, clip: FrozenCLIP, column: Tensor) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["clip", "class_names", "template", "templates", "column"])
+        given = ["clip", "class_names", "template", "templates", "column"]
+        # Not the mixin's method: where Lightning's command line makes a method, that takes the method's options.
+        save_hyperparameters(self, ignore=given, frame=inspect.currentframe())
         self.clip = clip
         self.register_buffer("column", column, persistent=False)
         self.tuned = TunedParameters()

@@ -118,8 +118,8 @@ class PromptTuningModule(ViewModule):
             allow_unused=True,
         )
         given = dict(zip(state, found, strict=True))
-        pixel_names = self.prompt.pixel_names
-        if pixel_names and all(given[name] is None for name in pixel_names):
+        encoded = self.prompt.encoded_names
+        if encoded and all(given[name] is None for name in encoded):
             raise RuntimeError(
                 f"{type(self.prompt).__name__} changes how pictures are encoded, and {type(self).__name__} did not "
                 "encode its views under the state: take their features from original_features and selected_features"

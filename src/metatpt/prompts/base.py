@@ -125,14 +125,14 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
         return [name for name, part in self._parts.items() if self._part in ("both", part)]
 
     @property
-    def pixel_names(self) -> list[str]:
-        """Those of them that change how pictures are encoded."""
-        return [name for name in self.state_names if name in self._sees_pixels]
-
-    @property
     def reaches_pixels(self) -> bool:
         """Whether a state changes how pictures are encoded: features then hold for one state only."""
-        return bool(self.pixel_names)
+        return not self._sees_pixels.isdisjoint(self.state_names)
+
+    @property
+    def encoded_names(self) -> list[str]:
+        """The parameters of a state that do nothing but change how pictures are encoded."""
+        return [name for name in self.state_names if name in self._sees_pixels - self._sees_classes]
 
     def initial_state(self, batch_size: int) -> State:
         """The parameters, repeated for each sample."""

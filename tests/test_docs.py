@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from helpers.command_line import write_pictures
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -38,6 +40,28 @@ def test_write_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         namespace,
     )
     assert (tmp_path / "runs" / "mixture" / "metrics.json").exists()
+
+
+def test_write_a_prompt_learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (learner,) = blocks("training.md", "python")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_prompt.py").write_text(learner)
+    from metatpt.cli import main
+
+    (command,) = blocks("training.md", "bash")
+    small = ["--model.n_views", "4", "--data.max_samples", "4", "--run", "out", "--trainer.accelerator", "cpu"]
+    assert main([*command.split()[1:], *small]) == 0
+    saved = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["model"]["init_args"]
+    assert saved["prompt"] == {"class_path": "my_prompt.ShiftPrompt", "init_args": {"size": 0.5}}
+    few = ["--data.shots", "1", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--data.max_samples", "4"]
+    assert (
+        main(
+            ["fit", "--model", "PromptTrainingModule", "--model.prompt", "my_prompt.ShiftPrompt", "--run", "fit", *few]
+        )
+        == 0
+    )
+    checkpoint = torch.load(tmp_path / "fit" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert list(checkpoint["state_dict"]) == ["prompt.tuned.shift"]
 
 
 def test_own_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """What is tuned: one file per prompt learner, on one interface."""
 
-from .base import Head, Part, PromptLearner, TunedParameters
+from .base import Head, Part, PromptLearner, TunedParameters, class_head
 from .conditional import ConditionalPrompt
 from .factory import PromptFactory, as_factory
 from .multi_modal import MultiModalPrompt
@@ -24,4 +24,5 @@ __all__ = [
     "UnifiedPrompt",
     "VisualPrompt",
     "as_factory",
+    "class_head",
 ]

@@ -256,6 +256,8 @@ class BaseDataModule(LightningDataModule):
         self._splits, self._absent = {}, {}
         for split in self.splits if stage is None else _SPLITS[stage]:
             if split not in self.splits:
+                if (stage, split) == ("fit", "val"):  # training goes without
+                    continue
                 raise ValueError(
                     f"{type(self).__name__} has no {split} split, only {' and '.join(self.splits)}: "
                     f"{self.why_no_training}."
@@ -325,9 +327,9 @@ class BaseDataModule(LightningDataModule):
         sampler = TrainingSampler(indices, seed, *self._place())
         return self._loader(TrainingDataset(dataset, self.train_shift, seed), sampler, TrainingLoader)
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Batches of the validation split."""
-        return self._in_order("val")
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """Batches of the validation split; no loader where there is none and training goes without."""
+        return [] if "val" not in self.splits and "train" in self._splits else self._in_order("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Batches of the test split."""

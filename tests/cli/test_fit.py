@@ -144,8 +144,9 @@ def test_early_stopping_by_name(metatpt: CommandLine, how: str):
     assert metatpt("test", "-c", "fit/config.yaml", "--run", "test").status == 0
 
 
-def test_without_validation(metatpt: CommandLine):
-    result = fit(metatpt, "--trainer.limit_val_batches", 0)
+@pytest.mark.parametrize("data", ["Unvalidated", "Pets"])
+def test_without_validation(metatpt: CommandLine, data: str):
+    result = fit(metatpt, *(["--trainer.limit_val_batches", 0] if data == "Pets" else []), data=data)
     assert result.status == 0, result.err
     assert not Path("fit/checkpoints/best.ckpt").exists()
     assert "--ckpt_path fit/checkpoints/last.ckpt" in result.out

@@ -48,6 +48,7 @@ from .errors import (
 )
 from .fit import TellCheckpoint, check_learns, curves, kept
 from .help import COMMANDS, class_help, command_help, main_help, option_help, trainer_help
+from .import_prompt import import_prompt
 from .report import report
 from .request import Request, read_request, split_options
 from .resume import check_same_config
@@ -381,6 +382,8 @@ def _main(arguments: list[str]) -> int:
         raise UsageError(f"There is no command {command!r}. {did_you_mean(command, list(COMMANDS))}")
     if command == "report":  # takes folders, which are no options
         return report(rest)
+    if command == "import-prompt":  # takes a file, which is no option
+        return import_prompt(rest)
     flags = dict(split_options(rest))
     if "help" in flags or "h" in flags:
         print(command_help(command))

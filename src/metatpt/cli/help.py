@@ -22,6 +22,7 @@ COMMANDS = {
     "test": "adapt to every picture of the test split, and compare with zero-shot",
     "validate": "the same on the validation split",
     "predict": "predictions for pictures, with or without labels",
+    "import-prompt": "make a checkpoint out of one of the official trainers of CoOp, CoCoOp, MaPLe, MMRL, UPT or VPT",
     "doctor": "look a data set over: layout, counts, unreadable pictures, class names, and a sheet to look at",
     "report": "a page on what runs came to: figures with intervals, plots, pictures, cost; several are compared",
 }

@@ -23,14 +23,14 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         ("text_tower.py --model ViT-S-32 --classes 4 --chunk 3", ["| 4 |"]),
         ("footprint.py --models ViT-S-32", ["| ViT-S-32 |"]),
         ("loading.py --pictures 8 --workers 1", ["| datamodule |", "| ImageFolder | "]),
-        ("loop.py --samples 12", ["| TPTModule |", "| MetaTPTModule |"]),
+        ("loop.py --samples 6", ["| TPTModule |", "| MetaTPTModule |"]),
         ("record.py --samples 2 --method ZeroShotModule", ["| ZeroShotModule | RunRecord |", "| CostMeter |"]),
         ("scaling.py --samples 3 --method ZeroShotModule", ["| 2 / 1 |", "| ZeroShotModule |"]),
     ],
 )
 def test_a_script_prints_its_table(command: str, expected: list[str]) -> None:
     result = subprocess.run(
-        [sys.executable, *shlex.split(command), "--repeats", "1"],
+        [sys.executable, *shlex.split(command), "--repeats", "1", "--threads", "1"],
         cwd=FOLDER,
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "metatpt"
-LEAVES = {"types", "rng", "images", "metrics", "shifts", "shapes", "timing"}
+LEAVES = {"types", "rng", "images", "metrics", "shifts", "shapes", "timing", "class_paths"}
 LOW = {"clip", "prompts", "views", "functional", *LEAVES}
 MAY_IMPORT = {
     **{name: LEAVES for name in LEAVES},

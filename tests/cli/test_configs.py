@@ -71,7 +71,19 @@ def test_every_data_set_has_a_config():
 
 
 def test_there_is_one_for_each_task():
-    assert set(CONFIGS) >= {"default", "zero_shot", "view_average", "tpt", "metatpt", "online", "folder", "few_shot"}
+    assert set(CONFIGS) >= {
+        "default",
+        "zero_shot",
+        "view_average",
+        "tpt",
+        "metatpt",
+        "online",
+        "folder",
+        "meta",
+        "few_shot",
+        "maple",
+        "mmrl",
+    }
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "view_average", "tpt", "metatpt"])

@@ -7,7 +7,6 @@ import functools
 from unittest.mock import patch
 
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from metatpt.clip import FrozenCLIP
@@ -15,13 +14,9 @@ from metatpt.clip.budget import Budget
 from metatpt.prompts import PromptLearner
 from metatpt.types import Preprocessing, State
 
-from .models import CONFIGS, build
+from .models import CONFIGS, build, tokenizer
 
 CLASSES = ["cat", "golden retriever", "ox"]
-
-
-tokenizer = functools.cache(functools.partial(SimpleTokenizer, context_length=77))
-"""One for all: it reads a large table."""
 
 
 @functools.cache
@@ -38,7 +33,7 @@ def sized(text: int = 64, image: int = 96, dtype: torch.dtype = torch.float32) -
     model = _sized(text, image)
     model = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
     preprocessing = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
-    return FrozenCLIP(model, tokenizer(), preprocessing, "sized", memory=4096)
+    return FrozenCLIP(model, tokenizer(77), preprocessing, "sized", memory=4096)
 
 
 def pictures(*shape: int, seed: int = 0) -> Tensor:

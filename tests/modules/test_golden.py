@@ -2,56 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from helpers.golden import MANIFEST, NAMES, fixture, golden_views, save_golden
 from torch import Tensor
 
 from metatpt.functional import take_views
 from metatpt.modules import MetaTPTModule, TPTModule, ViewAverageModule, ZeroShotModule
 
-GOLDEN = Path(__file__).parent.parent / "data" / "golden"
-MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
-NAMES = MANIFEST["classnames"]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden CLIP as a model folder; its views are normalised already."""
-    weights = load_file(GOLDEN / "weights.safetensors")
-    state = {key: value.float() for key, value in weights.items()}
-    table = torch.zeros(49408, 128)
-    table[weights.pop("token_embedding.row_ids").long()] = state["token_embedding.rows"]
-    del state["token_embedding.rows"], state["token_embedding.row_ids"]
-    state["token_embedding.weight"] = table
-    text = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3}
-    vision = {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8, "head_width": 64}
-    cfg = {"embed_dim": 64, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
-    open_clip.CLIP(**cfg).load_state_dict(state)
-    path = tmp_path_factory.mktemp("golden")
-    save_file(state, path / "open_clip_model.safetensors")
-    preprocess = {
-        "mean": [0.0, 0.0, 0.0],
-        "std": [1.0, 1.0, 1.0],
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }
-    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": preprocess}))
-    return path
+    return save_golden(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="module")
 def views() -> Tensor:
-    return load_file(GOLDEN / "views.safetensors")["views"].float()
+    return golden_views()
 
 
 def test_zero_shot(folder: Path, views: Tensor) -> None:
-    golden = load_file(GOLDEN / "fixtures" / "zero_shot.safetensors")
+    golden = fixture("zero_shot")
     module = ZeroShotModule(clip=str(folder), class_names=NAMES)
     with torch.no_grad():
         logits = module.prompt.head()(module.prompt.encode(views))
@@ -60,7 +34,7 @@ def test_zero_shot(folder: Path, views: Tensor) -> None:
 
 
 def test_ensemble_of_templates(folder: Path) -> None:
-    golden = load_file(GOLDEN / "fixtures" / "zero_shot.safetensors")
+    golden = fixture("zero_shot")
     module = ZeroShotModule(clip=str(folder), class_names=NAMES, template=MANIFEST["templates_7"])
     unit = torch.eye(64)[None]
     expected = module.clip.logit_scale * golden["text_features_7_templates"].T
@@ -89,11 +63,7 @@ def tpt(request: pytest.FixtureRequest, folder: Path) -> Callable[..., TPTModule
 def test_tpt(
     tpt: Callable[..., TPTModule | MetaTPTModule], views: Tensor, variant: str, steps: int, atol: float, together: bool
 ) -> None:
-    golden = {
-        key.removeprefix(f"{variant}/"): value
-        for key, value in load_file(GOLDEN / "fixtures" / "tpt.safetensors").items()
-        if key.startswith(f"{variant}/")
-    }
+    golden = fixture("tpt", f"{variant}/")
     module = tpt(steps)
     module.prompt.tuned["context"].data.copy_(golden["ctx_init"])
     for part in [slice(0, 4)] if together else [slice(i, i + 1) for i in range(4)]:
@@ -117,7 +87,7 @@ def test_tpt(
 
 def test_views_that_average_are_the_confident_ones(folder: Path, views: Tensor) -> None:
     module = ViewAverageModule(clip=str(folder), class_names=NAMES, selection=0.1, ensemble_temperature=1e6)
-    golden = load_file(GOLDEN / "fixtures" / "tpt.safetensors")
+    golden = fixture("tpt")
     log_probs = golden["steps1/initial_logits_all_views"].log_softmax(-1)
     result = module.adapt_views(views)
     # At a very high temperature the ensemble is the plain mean over the original and the confident views.

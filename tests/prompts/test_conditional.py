@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers.batches import NAMES as FEW
 from helpers.batches import make_batch
-from helpers.golden_folder import NAMES, fixture, originals, save_golden
+from helpers.golden import NAMES, fixture, originals, save_golden
 from helpers.models import frozen
 from torch import Tensor
 

@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.golden_clip import GOLDEN, NAMES, fixture, golden_clip, originals
+from helpers.golden import GOLDEN, NAMES, fixture, golden_clip, originals
 from helpers.learners import (
     CLASSES,
     assert_chunks_change_nothing,
@@ -67,7 +67,7 @@ def test_forward_is_the_official_one(blocks: str) -> None:
     expected = {key.removeprefix(f"{blocks}/"): value for key, value in fixture("mmrl_forward").items()}
     prompt = golden(blocks)
     with torch.no_grad():
-        features = prompt.encode(originals()[None])
+        features = prompt.encode(originals()[:, 0][None])
         classes = prompt.class_features(None, prompt._compute)[0]
         fused = prompt.head()(features)[0]
         plain = golden(blocks, prediction="plain").head()(features)[0]
@@ -90,7 +90,7 @@ def test_training_loss_is_the_official_one() -> None:
     own, other = (F.cross_entropy(expected[f"layers23/{name}"], labels) for name in ("logits", "logits_rep"))
     away_images = 1 - F.cosine_similarity(expected["layers23/image_features"], zero_shot["image_features_raw"][:, 0])
     away_texts = 1 - F.cosine_similarity(expected["layers23/text_features"], zero_shot["text_features"])
-    loss, logits = golden("layers23", regularisation=6.0).training_loss(originals(), labels)
+    loss, logits = golden("layers23", regularisation=6.0).training_loss(originals()[:, 0], labels)
     reference = 0.7 * own + 0.3 * other + 6 * away_images.mean() + 6 * away_texts.mean()
     torch.testing.assert_close(loss, reference, atol=1e-4, rtol=0)
     torch.testing.assert_close(logits, expected["layers23/logits_fusion"], atol=1e-4, rtol=0)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from helpers import models
 from helpers.batches import make_batch
-from helpers.golden_folder import NAMES, fixture, originals, save_golden
+from helpers.golden import NAMES, fixture, originals, save_golden
 from torch import Tensor
 
 from metatpt.clip import ContextLayout, FrozenCLIP, load_clip

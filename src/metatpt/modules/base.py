@@ -11,7 +11,8 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import lightning
 import open_clip
@@ -29,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 ENSEMBLE = "ensemble"
 """The template that stands for the mean over OpenAI's 80 ImageNet templates."""
+
+_OF_META_TRAINING = ("learned.", "view_start.")
+"""What meta training learns beside the prompt, which other methods can start from without it."""
 
 _LAST_INDEX, _PROMPT = "last_index", "prompt."  # of what a stream hands on
 
@@ -79,6 +83,27 @@ class AdaptationModule(lightning.LightningModule, ABC):
         self._online = False
         self._last_index = -1
         self.configure_metrics()
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **options: Any) -> Self:
+        """The method on what any module of this package has learned, a training module's included.
+
+        Args:
+            path: The checkpoint.
+            **options: Of the method. What the checkpoint's values hang on (:attr:`checkpoint_options`), and the class
+                names, are the checkpoint's unless given.
+
+        Raises:
+            ValueError: It does not fit, or is no checkpoint of this package.
+            pickle.UnpicklingError: It holds more than tensors and plain values.
+        """
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        saved = checkpoint.get("hyper_parameters", {})
+        theirs = {name: saved[name] for name in ("class_names", *cls.checkpoint_options) if name in saved}
+        module = cls(**{**theirs, **options})
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=False)
+        return module
 
     def configure_prompt(
         self, clip: FrozenCLIP, template: str | list[str], prompt: PromptFactory | None
@@ -394,6 +419,10 @@ class AdaptationModule(lightning.LightningModule, ABC):
                 f"({ours[:12]}): choose that model with --model.clip and --model.pretrained"
             )
         expected, found = _learned(self.state_dict()), checkpoint["state_dict"]
+        others = [name for name in found if name.startswith(_OF_META_TRAINING) and name not in expected]
+        if others:
+            _log.warning("%s has no use for %s of the checkpoint", type(self).__name__, ", ".join(others))
+            checkpoint["state_dict"] = found = {name: found[name] for name in found if name not in others}
         shapes = [{name: list(value.shape) for name, value in each.items()} for each in (expected, found)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"the checkpoint holds {shapes[1]}, and {type(self).__name__} learns {shapes[0]}")

@@ -118,7 +118,7 @@ class MetaTrainingModule(MetaTPTModule):
             in standard deviations of its entries.
         """
         seed, steps = self.seed, (self.outer_steps, self.inner_steps)
-        self.seed = training_seed(self.run_seed(), self.current_epoch)
+        self.seed = training_seed(self.run_seed(), int(batch.epoch[0]))
         self.tape, self.clip.double_backward = _TAPES[self.meta], self.meta == "maml"
         if self.meta == "multitask":
             self.outer_steps = self.inner_steps = 0

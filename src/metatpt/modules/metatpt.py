@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -86,6 +86,11 @@ class MetaTPTModule(PromptTuningModule):
             by their entropy).
         **kwargs: See :class:`PromptTuningModule`.
     """
+
+    checkpoint_options: ClassVar[tuple[str, ...]] = (
+        *PromptTuningModule.checkpoint_options,
+        *("view_start", "learned_rates", "learned_loss_weights"),
+    )
 
     def __init__(
         self,

@@ -90,6 +90,14 @@ class PromptTrainingModule(ZeroShotModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
+    def on_train_start(self) -> None:
+        """Take the rate of the cosine at hand: that of a checkpoint may be another one's, for fewer epochs."""
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        share = scheduler.lr_lambdas[0](scheduler.last_epoch)
+        for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = lr * share
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch's readable, labelled pictures; the others weigh nothing."""
         labels = batch.label.tolist()
@@ -111,7 +119,7 @@ class PromptTrainingModule(ZeroShotModule):
         """What a batch's pictures are trained on, ``[B, 3, R, R]``: from (seed, epoch, index) alone."""
         if self.training_views == "original":
             return batch.image
-        bounds, seed = ViewBounds(), training_seed(self.run_seed(), self.current_epoch)
+        bounds, seed = ViewBounds(), training_seed(self.run_seed(), int(batch.epoch[0]))
         raw, flip = sample_views("crop", bounds, 1, batch.aspect, batch.index.tolist(), seed)
         matrices = affine(bounded(raw, bounds), flip, batch.aspect)
         return warp(batch.canvas, matrices, self.preprocessing.size)[:, 0]

@@ -7,12 +7,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
-from lightning.pytorch.utilities.parsing import save_hyperparameters
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -45,7 +43,7 @@ class TunedParameters(nn.ParameterDict):
         return super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
 
 
-class PromptLearner(HyperparametersMixin, nn.Module, ABC):
+class PromptLearner(nn.Module, ABC):
     """A prompt over a frozen CLIP.
 
     Its parameters (:meth:`learn`) have no sample dimension: they are what training learns and a checkpoint holds. A
@@ -61,12 +59,21 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
     """
 
     column: Tensor
+    options: dict[str, Any]
+    """What the constructor was given, or its defaults, but for `clip`, `class_names` and `template`."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Note the options, before a constructor can change them."""
+        learner = super().__new__(cls)
+        given = inspect.signature(cls.__init__).bind_partial(learner, *args, **kwargs)
+        given.apply_defaults()
+        options = {**given.arguments, **given.arguments.get("kwargs", {})}
+        not_options = ("self", "clip", "class_names", "template", "templates", "args", "kwargs")
+        learner.__dict__["options"] = {name: value for name, value in options.items() if name not in not_options}
+        return learner
 
     def __init__(self, clip: FrozenCLIP, column: Tensor) -> None:
         super().__init__()
-        given = ["clip", "class_names", "template", "templates", "column"]
-        # Not the mixin's method: where Lightning's command line makes a method, that takes the method's options.
-        save_hyperparameters(self, ignore=given, frame=inspect.currentframe())
         self.clip = clip
         self.register_buffer("column", column, persistent=False)
         self.tuned = TunedParameters()
@@ -106,7 +113,7 @@ class PromptLearner(HyperparametersMixin, nn.Module, ABC):
     @property
     def config(self) -> dict[str, Any]:
         """The class and its options, as a config has them: what a checkpoint needs to make the learner again."""
-        return {"class_path": class_path(type(self)), "init_args": dict(self.hparams)}
+        return {"class_path": class_path(type(self)), "init_args": dict(self.options)}
 
     def choose_part(self, part: Part) -> None:
         """Say what of the parameters a state holds; what both towers share is only in both.

@@ -15,8 +15,9 @@ from metatpt.rng import run_seed, sample_generator
 from metatpt.types import State
 
 from .base import Head, PromptLearner, class_head
+from .initial import normal, uniform
 from .tokens import TokenHook
-from .visual import AppendedTokens, check_depth, check_takes_tokens, n_blocks, normal
+from .visual import AppendedTokens, check_depth, check_takes_tokens, n_blocks
 
 
 class MultiModalPrompt(PromptLearner):
@@ -75,7 +76,7 @@ class MultiModalPrompt(PromptLearner):
             deep = normal((depth - 1, n_context, text_width), generator)
             self.learn("context_deep", deep.to(words), reaches_pixels=True)
         for name, shape in (("weight", (depth, image_width, text_width)), ("bias", (depth, image_width))):
-            start = torch.empty(shape, dtype=torch.float32).uniform_(-1, 1, generator=generator) * text_width**-0.5
+            start = uniform(shape, text_width**-0.5, generator)
             self.learn(f"coupling_{name}", start.to(words), part="visual")
 
     def head(self, state: State | None = None) -> Head:

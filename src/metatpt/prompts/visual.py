@@ -15,6 +15,7 @@ from metatpt.clip.vit import plain_vit
 from metatpt.rng import run_seed, sample_generator
 from metatpt.types import State
 
+from .initial import normal
 from .template import TemplatePrompt
 from .tokens import TokenHook
 
@@ -79,11 +80,6 @@ class VisualPrompt(TemplatePrompt):
         first = values["visual"][:, None]
         deep = values.get("visual_deep")
         return AppendedTokens(self.clip, first if deep is None else torch.cat([first, deep], dim=1))
-
-
-def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Where prompts start that are no words: N(0, 0.02), in float32 on the CPU, so the same on every device."""
-    return 0.02 * torch.randn(*shape, generator=generator, dtype=torch.float32)
 
 
 def n_blocks(tower: Any) -> int:

@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
 from metatpt.modules import AdaptationModule
-from metatpt.modules.base import plain
+from metatpt.modules.checkpoints import plain
 from metatpt.results import (
     Outcome,
     Progress,

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from metatpt.clip.budget import Budget
 from metatpt.modules import AdaptationModule, MetaTPTModule, TPTModule, ViewAverageModule, ZeroShotModule
-from metatpt.modules.base import ENSEMBLE, plain
+from metatpt.modules.base import ENSEMBLE
+from metatpt.modules.checkpoints import plain
 from metatpt.types import Adaptation, Batch
 from metatpt.views import ViewBounds
 

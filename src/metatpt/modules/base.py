@@ -5,11 +5,9 @@ A method writes :meth:`AdaptationModule.adapt` and nothing else (``docs/write-a-
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -26,13 +24,13 @@ from metatpt.prompts import Head, PromptFactory, PromptLearner, TemplatePrompt, 
 from metatpt.rng import run_seed, sample_generator
 from metatpt.types import Adaptation, Batch, Preprocessing, State
 
+from .checkpoints import check_fits, learned, plain
+from .outcome import settle, spread
+
 _log = logging.getLogger(__name__)
 
 ENSEMBLE = "ensemble"
 """The template that stands for the mean over OpenAI's 80 ImageNet templates."""
-
-_OF_META_TRAINING = ("learned.", "view_start.")
-"""What meta training learns beside the prompt, which other methods can start from without it."""
 
 _LAST_INDEX, _PROMPT = "last_index", "prompt."  # of what a stream hands on
 
@@ -271,8 +269,8 @@ class AdaptationModule(lightning.LightningModule, ABC):
             result = self._adapt_within_memory(batch if whole else batch.select(readable))
         if isinstance(result, str):
             return skipped(result)
-        result = _settle(result)
-        return result if whole else _spread(result, readable, batch)
+        result = settle(result)
+        return result if whole else spread(result, readable, batch)
 
     @contextmanager
     def in_precision(self, device: torch.device) -> Iterator[None]:
@@ -396,7 +394,7 @@ class AdaptationModule(lightning.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out the frozen weights, say whose they were, and keep to types that load without code."""
-        checkpoint["state_dict"] = _learned(checkpoint["state_dict"])
+        checkpoint["state_dict"] = learned(checkpoint["state_dict"])
         checkpoint["clip"] = {
             "name": self.clip.name, "pretrained": self.clip.pretrained, "fingerprint": self.clip.fingerprint()
         }  # fmt: skip
@@ -409,23 +407,7 @@ class AdaptationModule(lightning.LightningModule, ABC):
         Raises:
             ValueError: Saying what was expected and what was found.
         """
-        made_for, ours = checkpoint.get("clip"), self.clip.fingerprint()
-        if made_for is None:
-            raise ValueError("this is no checkpoint of metatpt: it does not say which CLIP it was made for")
-        if made_for["fingerprint"] != ours:
-            raise ValueError(
-                f"the checkpoint was made for {made_for['name']} with weights {made_for['pretrained']} (SHA-256 "
-                f"{made_for['fingerprint'][:12]}), and this is {self.clip.name} with {self.clip.pretrained} "
-                f"({ours[:12]}): choose that model with --model.clip and --model.pretrained"
-            )
-        expected, found = _learned(self.state_dict()), checkpoint["state_dict"]
-        others = [name for name in found if name.startswith(_OF_META_TRAINING) and name not in expected]
-        if others:
-            _log.warning("%s has no use for %s of the checkpoint", type(self).__name__, ", ".join(others))
-            checkpoint["state_dict"] = found = {name: found[name] for name in found if name not in others}
-        shapes = [{name: list(value.shape) for name, value in each.items()} for each in (expected, found)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"the checkpoint holds {shapes[1]}, and {type(self).__name__} learns {shapes[0]}")
+        check_fits(self, checkpoint)
         trained_on = checkpoint.get("hyper_parameters", {}).get("class_names")
         if trained_on is not None:
             self.prompt.trained_on(trained_on)
@@ -436,71 +418,5 @@ def _defined(cls: type, name: str) -> int:
     return next(place for place, each in enumerate(cls.__mro__) if name in vars(each))
 
 
-def _learned(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in state.items() if not key.startswith("prompt.clip.")}
-
-
-def plain(value: Any) -> Any:
-    """A value as ``torch.load(weights_only=True)`` takes it: dataclasses as dictionaries, paths and enums as text."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, enum.Enum):
-        return plain(value.value)
-    return value if value is None or isinstance(value, (bool, int, float, str, Tensor)) else str(value)
-
-
 def _autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def _settle(result: Adaptation) -> Adaptation:
-    """Give every sample a status; one that is not finite keeps its zero-shot prediction. All figures are float32."""
-    size = len(result.log_probs)
-    result.log_probs, result.zero_shot_log_probs = result.log_probs.float(), result.zero_shot_log_probs.float()
-    if result.averaged_log_probs is not None:
-        result.averaged_log_probs = result.averaged_log_probs.float()
-    result.diagnostics = {name: values.detach().float() for name, values in result.diagnostics.items()}
-    result.status, result.reason = result.status or ["ok"] * size, result.reason or [""] * size
-    broken = result.log_probs.isnan().any(-1)
-    blind = result.zero_shot_log_probs.isnan().any(-1)
-    if bool((broken | blind).any()):
-        result.log_probs = torch.where(broken[:, None], result.zero_shot_log_probs, result.log_probs)
-        for row in range(size):
-            if bool(blind[row]):
-                result.status[row], result.reason[row] = "skipped", "the model's output is not finite (NaN)"
-            elif bool(broken[row]):
-                result.status[row], result.reason[row] = "kept_zero_shot", "loss or gradient not finite (NaN)"
-    return result
-
-
-def _spread(result: Adaptation, rows: list[int], batch: Batch) -> Adaptation:
-    """Put the results of some rows of a batch back to their places."""
-
-    def place(values: Tensor | None) -> Tensor | None:
-        if values is None:
-            return None
-        full = values.new_full((len(batch), *values.shape[1:]), torch.nan)
-        full[rows] = values
-        return full
-
-    status: list[Any] = ["skipped"] * len(batch)
-    reason = [error or "filler" for error in batch.error]
-    for row, (its_status, its_reason) in zip(rows, zip(result.status, result.reason, strict=True), strict=True):
-        status[row], reason[row] = its_status, its_reason
-    adapted, zero_shot = place(result.log_probs), place(result.zero_shot_log_probs)
-    assert adapted is not None
-    assert zero_shot is not None
-    figures: Mapping[str, Tensor | None] = {name: place(values) for name, values in result.diagnostics.items()}
-    return Adaptation(
-        log_probs=adapted,
-        zero_shot_log_probs=zero_shot,
-        averaged_log_probs=place(result.averaged_log_probs),
-        views=place(result.views),
-        diagnostics={name: values for name, values in figures.items() if values is not None},
-        status=status,
-        reason=reason,
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from metatpt import Classifier
 from metatpt.images import UnreadableImageError
 from metatpt.modules import ZeroShotModule
+from metatpt.prompts import TextPrompt
 from metatpt.types import Adaptation, Batch
 
 
@@ -195,3 +197,24 @@ def test_a_method_that_carries_over_takes_one_picture_at_a_time(tiny_clip_folder
     options: dict[str, Any] = {"clip": str(tiny_clip_folder), "n_views": 4, "augmentation": "online"}
     found = Classifier(NAMES, batch_size=8, **options)(pictures)
     assert torch.equal(found.probabilities, Classifier(NAMES, batch_size=1, **options)(pictures).probabilities)
+
+
+def test_starts_from_a_checkpoint(tmp_path: Path) -> None:
+    names = ["red circle", "blue square"]
+    module = ZeroShotModule(class_names=names[::-1], prompt=partial(TextPrompt, n_context=2))
+    with torch.no_grad():
+        module.prompt.tuned["context"] += 1
+    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "learned.ckpt")
+    classify = Classifier(names, method="zero_shot", checkpoint=tmp_path / "learned.ckpt")
+    picture = Image.new("RGB", (64, 64), "red")
+    expected = module.process(classify._batch([picture], 0)).log_probs.exp().flip(1)
+    torch.testing.assert_close(classify(picture).probabilities, expected, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="made for builtin"):
+        Classifier(
+            names,
+            method="zero_shot",
+            checkpoint=tmp_path / "learned.ckpt",
+            clip=str(save_folder("openai_vit", tmp_path)),
+        )

@@ -64,12 +64,14 @@ class Classifier:
     Args:
         class_names: The classes to choose from: a list, names with commas between (``cat,dog``), or the path of a text
             file with one name a line.
-        clip: ``builtin``, a name that open_clip knows, or a folder with ``open_clip_config.json`` and weights.
+        clip: ``builtin``, a name that open_clip knows, or a folder with ``open_clip_config.json`` and weights; by
+            default the checkpoint's, or else ``builtin``.
         pretrained: With a name: a tag of its weights, or a file.
         method: ``zero_shot``, ``view_average``, ``tpt``, ``metatpt``, or a class on
             :class:`metatpt.modules.AdaptationModule`.
         device: Where to compute; a GPU where there is one by default.
         seed: Of the views: picture i of a call draws from (seed, i), as picture i of a data set does.
+        checkpoint: File of ``metatpt fit`` or ``metatpt import-prompt``: the prompt that the method starts from.
         batch_size: Pictures that adapt at once; one where a method carries something from picture to picture.
         **options: Of the method, as on the command line (``n_views=32``, ``template="a sketch of a {}."``, ...).
 
@@ -88,12 +90,13 @@ class Classifier:
     def __init__(
         self,
         class_names: str | Sequence[str],
-        clip: str = "builtin",
+        clip: str | None = None,
         pretrained: str | None = None,
         method: str | type[AdaptationModule] = "metatpt",
         device: str | torch.device | None = None,
         seed: int = 0,
         batch_size: int = 8,
+        checkpoint: str | Path | None = None,
         **options: Any,
     ) -> None:
         made = _method(method)
@@ -102,7 +105,11 @@ class Classifier:
         check_number("batch_size", batch_size, 1)
         names = _class_names(class_names)
         try:
-            self.module = made(clip=clip, pretrained=pretrained, class_names=names, **options)
+            if checkpoint is None:
+                self.module = made(clip=clip or "builtin", pretrained=pretrained, class_names=names, **options)
+            else:
+                given = {name: each for name, each in (("clip", clip), ("pretrained", pretrained)) if each is not None}
+                self.module = made.from_checkpoint(checkpoint, class_names=names, **given, **options)
         except TypeError as error:
             known = _options(made)
             unknown = [name for name in options if name not in known]

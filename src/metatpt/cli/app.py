@@ -212,7 +212,8 @@ class MetaTPTCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leaves the config as it is, where Lightning takes over all of the checkpoint's options: see request.py."""
         if self.request.command == "fit" and self.request.checkpoint is not None:
-            check_goes_on(self.request.checkpoint, self.options.trainer.max_epochs)
+            trained = self.options.model.class_path
+            check_goes_on(self.request.checkpoint, trained, self.options.trainer.max_epochs)
 
     def _set_seed(self) -> None:
         seed = self.options.seed_everything

@@ -64,21 +64,28 @@ def read_checkpoint(path: str) -> Checkpoint:
     return Checkpoint(path, options, epoch + 1 if isinstance(epoch, int) else 0, bool(content.get("optimizer_states")))
 
 
-def check_goes_on(checkpoint: Checkpoint, max_epochs: int | None) -> None:
+def check_goes_on(checkpoint: Checkpoint, class_path: str, max_epochs: int | None) -> None:
     """Refuse to train on from a checkpoint where nothing would come of it.
 
     Args:
         checkpoint: Where training is to go on from.
+        class_path: Class of the model that trains.
         max_epochs: After how many epochs it ends, all sessions together; None or -1 for no such end.
 
     Raises:
-        UsageError: It holds no state of an optimiser, or has seen all epochs.
+        UsageError: It holds no state of an optimiser, is another module's, or has seen all epochs.
     """
     place = f"--ckpt_path {checkpoint.path}"
     if not checkpoint.trains_on:
         raise UsageError(
             f"{place}: training cannot go on from it, since it holds no state of an optimiser. `fit` goes on from what "
             "`fit` has left (checkpoints/last.ckpt in its run folder)."
+        )
+    theirs = checkpoint.options.get("_class_path")
+    if theirs not in (None, class_path):
+        raise UsageError(
+            f"{place}: {theirs} was trained, and its optimiser does not serve {class_path}: training goes on with the "
+            "module that it began with."
         )
     if max_epochs is not None and 0 <= max_epochs <= checkpoint.epochs:
         raise UsageError(

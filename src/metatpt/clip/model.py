@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -27,6 +28,8 @@ from .tokens import ContextLayout, PromptTokens, Tokenizer, tokenize_prompts
 from .vit import encode_pictures, plain_vit
 
 Memory = int | Literal["auto"]
+
+_log = logging.getLogger(__name__)
 
 _MEGABYTE = 2**20
 _SECOND_ORDER = 3  # what a gradient with a graph of its own keeps, in graphs of the forward pass, about
@@ -73,6 +76,7 @@ class FrozenCLIP(nn.Module):
         # open_clip's own forward takes the precision of its tokens from a weight, and would round them.
         plain: list[Any] = [self.model.visual] * self._plain_vit + [text_tower(model)] * packable(model)
         self._cast_weights = CastWeights(*(part.transformer for part in plain))
+        self._warned = False
         self._measured: dict[object, int] = {}
         self._normalisation: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
@@ -251,7 +255,14 @@ class FrozenCLIP(nn.Module):
 
     def _gradient_scale(self, graph: bool, hook: BlockHook) -> GradientScale:
         half = torch.float16 in (self.autocast_dtype, self.dtype)
-        return GradientScale(graph and half and hook is IDENTITY and not self.double_backward)
+        possible = hook is IDENTITY and not self.double_backward
+        if graph and half and not possible and not self._warned:
+            self._warned = True
+            _log.warning(
+                "Float16 loses small gradients to a prompt inside the towers, and of second order, which are not scaled "
+                "here: use bfloat16 (--trainer.precision bf16-mixed)"
+            )
+        return GradientScale(graph and half and possible)
 
     def _guard(self) -> Guard:
         """Where a tower runs. What is set now holds in a later recomputation too, which must do the very same."""

@@ -390,6 +390,16 @@ class AdaptationModule(lightning.LightningModule, ABC):
         for metric in (self.n_labelled, self.accuracy, self.zero_shot_accuracy):
             metric.reset()
 
+    def on_fit_start(self) -> None:
+        """What is trained, is trained for the classes at hand."""
+        self.prompt.trained_on(self.class_names)
+
+    def _forget_kept(self) -> None:
+        """Weights may have been written past autograd (an average of them, say): nothing kept of them counts."""
+        self.prompt.release()
+
+    on_validation_start = on_test_start = on_predict_start = _forget_kept
+
     # Checkpoints hold what is learned, never CLIP's weights
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -408,9 +418,7 @@ class AdaptationModule(lightning.LightningModule, ABC):
             ValueError: Saying what was expected and what was found.
         """
         check_fits(self, checkpoint)
-        trained_on = checkpoint.get("hyper_parameters", {}).get("class_names")
-        if trained_on is not None:
-            self.prompt.trained_on(trained_on)
+        self.prompt.trained_on(checkpoint.get("hyper_parameters", {}).get("class_names") or self.class_names)
 
 
 def _defined(cls: type, name: str) -> int:

@@ -32,7 +32,8 @@ class MetaTrainingModule(MetaTPTModule):
     """MetaTPT whose initial prompt is trained to be adapted; its test is MetaTPT from there.
 
     With them are trained, where they are asked for, the start of the views, the step sizes of both loops, and the
-    weights of the inner losses. Stop-gradients in the losses (the frozen teacher, an anchor) stay such in training.
+    weights of the inner losses. Stop-gradients in the losses (the frozen teacher, an anchor) stay such in training, and
+    a rate relative to the spread of the prompt counts as a number.
 
     Args:
         meta: ``maml`` (the labelled loss is differentiated through all steps), ``fomaml`` (the steps' gradients are
@@ -66,6 +67,8 @@ class MetaTrainingModule(MetaTPTModule):
             raise ValueError("inner_optimizer adam cannot be trained through; use normalised_sgd or sgd")
         self.meta = meta
         self.lr = lr
+        for name in set(self.prompt.tuned) - set(self.prompt.state_names):
+            self.prompt.tuned[name].requires_grad_(False)  # else DDP would wait for its gradient
 
     def configure_metrics(self) -> None:
         """See :meth:`AdaptationModule.configure_metrics`."""
@@ -83,6 +86,10 @@ class MetaTrainingModule(MetaTPTModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam: prompts, rates and networks have entries of very different sizes."""
         return torch.optim.Adam(self.trained_parameters(), self.lr)
+
+    def on_train_start(self) -> None:
+        """Take the option at hand: that of a checkpoint may be another."""
+        self.trainer.optimizers[0].param_groups[0]["lr"] = self.lr
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take no step on a gradient that is not finite: a way through normalised steps may be steep beyond numbers."""
@@ -122,6 +129,7 @@ class MetaTrainingModule(MetaTPTModule):
         self.tape, self.clip.double_backward = _TAPES[self.meta], self.meta == "maml"
         if self.meta == "multitask":
             self.outer_steps = self.inner_steps = 0
+        self.prompt.graphs_held = 2 * self.outer_steps + 1  # each step's, with the inner loop's, and the prediction's
         try:
             look = self.look(batch)
             way, learned = self.outer_loop(batch, look, self.start_state(len(batch)))
@@ -130,7 +138,7 @@ class MetaTrainingModule(MetaTPTModule):
             each = [log_probs] if places is None else [self.predicted(batch, look, learned, at) for at in places]
         finally:
             self.seed, (self.outer_steps, self.inner_steps) = seed, steps
-            self.tape, self.clip.double_backward = None, False
+            self.tape, self.clip.double_backward, self.prompt.graphs_held = None, False, 1
         labels = batch.label[:, None]
         values = torch.stack([-one.gather(1, labels)[:, 0] for one in each]).mean(0)
         return values, log_probs, self._movement(way.state)

@@ -89,7 +89,9 @@ class MetaTPTModule(PromptTuningModule):
 
     checkpoint_options: ClassVar[tuple[str, ...]] = (
         *PromptTuningModule.checkpoint_options,
-        *("view_start", "learned_rates", "learned_loss_weights"),
+        *("view_start", "learned_rates", "learned_loss_weights", "tuned_part"),  # what there is to load
+        *("outer_optimizer", "outer_lr", "outer_lr_relative", "outer_steps"),  # the steps that it was trained for
+        *("inner_optimizer", "inner_lr", "inner_steps", "schedule", "order", "augmentation"),
     )
 
     def __init__(

@@ -91,12 +91,13 @@ class PromptTrainingModule(ZeroShotModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def on_train_start(self) -> None:
-        """Take the rate of the cosine at hand: that of a checkpoint may be another one's, for fewer epochs."""
+        """Take the options and the cosine at hand: those of a checkpoint may be others, and for fewer epochs."""
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
-        share = scheduler.lr_lambdas[0](scheduler.last_epoch)
-        for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
-            group["lr"] = lr * share
+        scheduler.base_lrs = [self.lr]
+        (group,) = scheduler.optimizer.param_groups
+        group["lr"] = self.lr * scheduler.lr_lambdas[0](scheduler.last_epoch)
+        group["momentum"], group["weight_decay"] = self.momentum, self.weight_decay
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch's readable, labelled pictures; the others weigh nothing."""

@@ -24,7 +24,8 @@ class PromptTuningModule(ViewModule):
 
     Args:
         outer_lr: Learning rate of the prompt, absolute; it wins where it is given.
-        outer_lr_relative: Learning rate in standard deviations of the initial context's entries.
+        outer_lr_relative: Learning rate in standard deviations of the entries of each initial parameter; one whose
+            entries are all equal (a bias of zeros) stays.
         outer_steps: Steps on the prompt.
         outer_optimizer: ``adamw``, ``sgd`` or ``normalised_sgd`` (each sample's gradient at a root mean square of 1).
         tuned_part: What of the prompt is tuned: ``text``, ``visual`` or ``both``.
@@ -170,11 +171,15 @@ class PromptSteps:
         self.state = outer_step(module.outer_optimizer, before, gradients, self._memory, self._rates, number)
 
     def finish(self) -> tuple[State, dict[str, Tensor]]:
-        """The tuned state, and as diagnostics ``[B]`` the first and the last loss and the resolved rate."""
+        """The tuned state, and as diagnostics ``[B]`` the first and the last loss and each parameter's resolved rate."""
         state = self.state
         if self.module.tape is None:
             state = {name: value.detach() for name, value in state.items()}
         if not self._losses:
             return state, {}
-        rate = next(iter(self._rates.values())).detach().flatten()[0].expand(len(self._losses[0]))
-        return state, {"first_loss": self._losses[0], "last_loss": self._losses[-1], "outer_lr": rate}
+        size = len(self._losses[0])
+        rates = {
+            "outer_lr" if len(self._rates) == 1 else f"outer_lr_{name}": rate.detach().mean().expand(size)
+            for name, rate in self._rates.items()
+        }
+        return state, {"first_loss": self._losses[0], "last_loss": self._losses[-1], **rates}

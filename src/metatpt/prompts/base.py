@@ -81,6 +81,8 @@ class PromptLearner(nn.Module, ABC):
         self._sees_pixels: set[str] = set()
         self._sees_classes: set[str] = set()
         self._part: Part = "both"
+        self.graphs_held = 1
+        """How many graphs of the prompt and of each view a sample holds at once: memory is shared among them."""
         self._kept: _Kept | None = None
         self._spread: tuple[list[tuple[int, int]], dict[str, float]] | None = None
 
@@ -202,7 +204,7 @@ class PromptLearner(nn.Module, ABC):
         in a gradient by 1e5 within a few steps. The views of one sample are many enough to fill a device.
         """
         hooks = self._hooks(len(views), state)
-        held = graphs * len(views)
+        held = graphs * len(views) * self.graphs_held
         return [self._features(each, hook, held) for each, hook in zip(views, hooks, strict=True)]
 
     def _hooks(self, size: int, state: State | None) -> list[BlockHook]:
@@ -243,7 +245,7 @@ class PromptLearner(nn.Module, ABC):
         moved = {name: value for name, value in (state or {}).items() if name in self._sees_classes}
         if moved and not self._is_initial(moved):
             # Sample by sample, as views are encoded, and for the same reason.
-            size = len(next(iter(moved.values())))
+            size = len(next(iter(moved.values()))) * self.graphs_held
             return torch.cat([compute(self.values(sample), size) for sample in _samples(moved)])
         graph = bool(moved) and torch.is_grad_enabled()
         inference = torch.is_inference_mode_enabled()
@@ -286,7 +288,7 @@ class PromptLearner(nn.Module, ABC):
 
     def release(self) -> None:
         """Let go of what is kept for the initial state; it is computed again when it is needed."""
-        self._kept = None
+        self._kept = self._spread = None
 
     def _versions(self, names: Sequence[str]) -> list[tuple[int, int]]:
         return [(self.tuned[name].data_ptr(), self.tuned[name]._version) for name in names]
@@ -351,6 +353,11 @@ def _samples(state: State) -> Iterator[State]:
     """The state of each sample, ``[1, ...]``."""
     for row in range(len(next(iter(state.values())))):
         yield {name: value[row : row + 1] for name, value in state.items()}
+
+
+def plain_names(class_names: Sequence[str]) -> list[str]:
+    """Class names as prompts have them, by which two lists of classes are compared: underscores are spaces."""
+    return [name.replace("_", " ") for name in class_names]
 
 
 def class_head(class_features: Tensor, scale: float, column: Tensor) -> Head:

@@ -18,7 +18,7 @@ from metatpt.clip.vit import plain_vit
 from metatpt.rng import run_seed, sample_generator
 from metatpt.types import State
 
-from .base import Head, Part, PromptLearner, class_head
+from .base import Head, Part, PromptLearner, class_head, plain_names
 from .initial import linear, normal
 from .tokens import TokenHook
 
@@ -85,7 +85,7 @@ class RepresentationPrompt(PromptLearner):
         self.n_tokens, self.first_block, self.alpha = n_tokens, first_block, alpha
         self.regularisation, self.prediction = regularisation, prediction
         self._layout = clip.layout(tokens)
-        self._classes = frozenset(class_names)
+        self._classes = frozenset(plain_names(class_names))
         self._other_classes = False
         self._zero_shot: tuple[object, Tensor] | None = None
         table, visual = token_embedding(clip.model).weight, clip.model.visual
@@ -147,7 +147,7 @@ class RepresentationPrompt(PromptLearner):
 
     def trained_on(self, class_names: Sequence[str]) -> None:
         """See :meth:`PromptLearner.trained_on`; other classes may follow, in plain logits."""
-        self._other_classes = frozenset(class_names) != self._classes
+        self._other_classes = frozenset(plain_names(class_names)) != self._classes
 
     def _compute(self, state: State, held: int) -> Tensor:
         hook = TokenHook(self._tokens(state, "to_text"), self._layout.tokens.start)

@@ -11,7 +11,7 @@ from metatpt.clip.tokens import Init, Position
 from metatpt.rng import run_seed, sample_generator
 from metatpt.types import State
 
-from .base import Head, PromptLearner, class_head
+from .base import Head, PromptLearner, class_head, plain_names
 from .initial import normal
 
 
@@ -72,8 +72,8 @@ class TextPrompt(PromptLearner):
         if ours is None:
             return
         why = "a context per class holds for the classes that it was trained on, in their order"
-        for number, (theirs, name) in enumerate(zip(class_names, ours, strict=False)):
-            if theirs.replace("_", " ") != name.replace("_", " "):
+        for number, (theirs, name) in enumerate(zip(plain_names(class_names), plain_names(ours), strict=False)):
+            if theirs != name:
                 raise ValueError(f"{why}: class {number} was {theirs!r}, and is {name!r} here")
         if len(class_names) != len(ours):
             raise ValueError(f"{why}: these were {len(class_names)}, and are {len(ours)} here")

@@ -17,6 +17,10 @@ MINE = "my_prompt.MyPrompt"
 TEXT = "metatpt.prompts.TextPrompt"
 
 
+OF_TEXT = {"n_context": None, "init": "words", "per_class": False, "position": "end"}
+"""Its options by default."""
+
+
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path) -> None:
     """The user's own files, in the working folder."""
@@ -39,7 +43,7 @@ def prompt_of(metatpt: CommandLine, *options: object) -> Any:
 def test_where_a_prompt_and_its_options_stand(metatpt: CommandLine):
     tpt = ["--model", "TPTModule"]
     assert prompt_of(metatpt, *tpt) is None
-    assert prompt_of(metatpt, *tpt, "--model.prompt", "TextPrompt") == (TEXT, {})
+    assert prompt_of(metatpt, *tpt, "--model.prompt", "TextPrompt") == (TEXT, OF_TEXT)
     scaled = (MINE, {"scale": 0.5, "kind": None})
     for options in (
         ["--model.prompt", MINE, "--model.prompt.scale", 0.5],
@@ -56,7 +60,7 @@ def test_where_a_prompt_and_its_options_stand(metatpt: CommandLine):
 def test_a_prompt_chosen_starts_from_its_own_defaults(metatpt: CommandLine):
     file = write("a.yaml", {"class_path": MINE, "init_args": {"scale": 0.5, "kind": "x"}})
     assert prompt_of(metatpt, "-c", file, "--model.prompt", "my_prompt.Other") == ("my_prompt.Other", {"n": 3})
-    assert prompt_of(metatpt, "-c", file, "--model.prompt", "TextPrompt") == (TEXT, {})
+    assert prompt_of(metatpt, "-c", file, "--model.prompt", "TextPrompt") == (TEXT, OF_TEXT)
     assert prompt_of(metatpt, "-c", file, "--model.prompt", "null") is None
     # The same one keeps its section, and another method has none of it.
     again = prompt_of(metatpt, "-c", file, "--model.prompt", MINE, "--model.prompt.scale", 0.7)

@@ -139,6 +139,50 @@ def test_nothing_to_train_and_no_epochs_are_refused(folder: Path) -> None:
         make(folder, training_views="crops")
 
 
+def test_starts_from_a_trained_prompt(folder: Path, tmp_path: Path) -> None:
+    trained = make(folder, lr=0.05, warmup_epochs=0)
+    fit = trainer(max_epochs=1)
+    fit.fit(trained, loader(make_batch(4, 32)))
+    fit.save_checkpoint(tmp_path / "coop.ckpt", weights_only=True)
+    options = {"n_views": 4, "outer_steps": 1, "lr": 1e-9, "start_from": str(tmp_path / "coop.ckpt")}
+    module = MetaTrainingModule(clip=str(folder), class_names=NAMES, learned_rates="one", **options)
+    assert not torch.allclose(module.prompt.tuned["context"], trained.prompt.tuned["context"], atol=1e-4)
+    trainer(max_epochs=1).fit(module, loader(make_batch(4, 32)))
+    torch.testing.assert_close(module.prompt.tuned["context"], trained.prompt.tuned["context"], atol=1e-6, rtol=0)
+    other = make(folder, prompt=partial(TextPrompt, n_context=2), start_from=options["start_from"])
+    with pytest.raises(ValueError, match=r"context is \[4, 32\] in the checkpoint and \[2, 32\] here"):
+        trainer(max_epochs=1).fit(other, loader(make_batch(4, 32)))
+
+
+def test_options_on_going_on_are_those_at_hand(folder: Path, tmp_path: Path) -> None:
+    first = trainer(max_epochs=1)
+    first.fit(make(folder, lr=0.1, warmup_epochs=0), loader(make_batch(4, 32)))
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    module = make(folder, lr=0.5, momentum=0.3, warmup_epochs=0)
+    second = trainer(max_epochs=2)
+    found = []
+    module.on_train_batch_start = lambda *args: found.append(dict(second.optimizers[0].param_groups[0]))
+    second.fit(module, loader(make_batch(4, 32)), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+    assert found[0]["lr"] == pytest.approx(0.25)
+    assert found[0]["momentum"] == 0.3
+
+
+def test_a_prompt_trained_in_bfloat16_is_of_the_same_clip(folder: Path, tmp_path: Path) -> None:
+    fit = trainer(max_epochs=1, precision="bf16-true")
+    fit.fit(make(folder), loader(make_batch(4, 32)))
+    fit.save_checkpoint(tmp_path / "low.ckpt", weights_only=True)
+    assert ZeroShotModule.from_checkpoint(tmp_path / "low.ckpt").prompt.tuned["context"].dtype == torch.float32
+
+
+def test_weights_written_past_autograd_are_seen(folder: Path) -> None:
+    module = ZeroShotModule(clip=str(folder), class_names=NAMES, prompt=TextPrompt)
+    batch = make_batch(2, 32)
+    before = module.process(batch).log_probs
+    module.prompt.tuned["context"].data.mul_(-1)  # as Lightning's averaging of weights does
+    trainer().validate(module, loader(batch), verbose=False)
+    assert not torch.allclose(module.process(batch).log_probs, before, atol=1e-3)
+
+
 def test_a_meta_checkpoint_serves_other_methods(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     learned = {"view_start": "policy", "learned_rates": "one", "learned_loss_weights": True}
     module = MetaTrainingModule(clip=str(folder), class_names=NAMES, n_views=4, outer_steps=1, **learned)

@@ -319,6 +319,8 @@ class MetaTPTCLI(LightningCLI):
             # A check of this package says what to do; an error from elsewhere needs its traceback.
             if is_check(error):
                 raise RunError(str(error)) from error
+            if raised_in(error, "lightning.pytorch.callbacks"):  # EarlyStopping of a metric that there is not, say
+                raise RunError(" ".join(str(error).split())) from error
             if self.trainer.world_size > 1 and is_lost_process(error):
                 raise RunError("another process of this run has ended; if it could, it has said why") from error
             raise

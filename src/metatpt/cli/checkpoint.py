@@ -58,7 +58,12 @@ def read_checkpoint(path: str) -> Checkpoint:
         raise UsageError(f"{place}: not a checkpoint of metatpt (its hyper_parameters are no options).")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UsageError(f"{place}: not a checkpoint of metatpt (its state_dict holds more than tensors).")
-    if clip is not None and not (isinstance(clip, dict) and clip.keys() >= _CLIP):
+    if clip is None:
+        raise UsageError(
+            f"{place}: this is no checkpoint of metatpt: it does not say which CLIP it was made for. One of an "
+            "official trainer (CoOp, MaPLe, ...) becomes one: metatpt import-prompt FILE --to FILE."
+        )
+    if not (isinstance(clip, dict) and clip.keys() >= _CLIP):
         raise UsageError(f"{place}: not a checkpoint of metatpt (it does not say which CLIP it was made for).")
     epoch = content.get("epoch", 0)
     return Checkpoint(path, options, epoch + 1 if isinstance(epoch, int) else 0, bool(content.get("optimizer_states")))

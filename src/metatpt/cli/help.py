@@ -33,8 +33,8 @@ examples:
   metatpt test --model TPTModule --data.shift noise --data.severity 5
   metatpt test -c pacs --data.root ~/PACS --data.domain sketch
   metatpt test --model TPTModule --model.prompt TextPrompt
-  metatpt fit --model PromptTrainingModule --data EuroSATDataModule --data.root ~/eurosat --run runs/few
-  metatpt test --data EuroSATDataModule --data.root ~/eurosat --ckpt_path runs/few/checkpoints/best.ckpt
+  metatpt fit -c few_shot --data.shots 16 --run runs/few
+  metatpt test --model TPTModule --ckpt_path runs/few/checkpoints/best.ckpt
   metatpt predict -c folder --data.root ~/photos --data.class_names cat,dog
   metatpt doctor -c imagenet_v2 --data.root ~/imagenetv2
   metatpt test -c runs/<run>/config.yaml --seed_everything 1

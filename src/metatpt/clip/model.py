@@ -77,6 +77,7 @@ class FrozenCLIP(nn.Module):
         plain: list[Any] = [self.model.visual] * self._plain_vit + [text_tower(model)] * packable(model)
         self._cast_weights = CastWeights(*(part.transformer for part in plain))
         self._warned = False
+        self._fingerprint: str | None = None
         self._measured: dict[object, int] = {}
         self._normalisation: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
@@ -104,13 +105,20 @@ class FrozenCLIP(nn.Module):
         """Factor of the cosine in a logit. A bias on all logits (SigLIP) does not change a softmax and is left out."""
         return self._logit_scale
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.fingerprint()  # before a cast changes the weights
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
     def fingerprint(self) -> str:
-        """SHA-256 of all weights: what a checkpoint of a prompt was made for."""
+        """SHA-256 of all weights as they were loaded, whatever they are cast to: what a prompt was made for."""
+        if self._fingerprint is not None:
+            return self._fingerprint
         digest = hashlib.sha256()
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     # Images
 
@@ -259,8 +267,8 @@ class FrozenCLIP(nn.Module):
         if graph and half and not possible and not self._warned:
             self._warned = True
             _log.warning(
-                "Float16 loses small gradients to a prompt inside the towers, and of second order, which are not scaled "
-                "here: use bfloat16 (--trainer.precision bf16-mixed)"
+                "Float16 loses small gradients to a prompt inside the towers, and of second order, which are not "
+                "scaled here: use bfloat16 (--trainer.precision bf16-mixed)"
             )
         return GradientScale(graph and half and possible)
 

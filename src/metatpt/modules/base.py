@@ -418,7 +418,6 @@ class AdaptationModule(lightning.LightningModule, ABC):
             ValueError: Saying what was expected and what was found.
         """
         check_fits(self, checkpoint)
-        self.prompt.trained_on(checkpoint.get("hyper_parameters", {}).get("class_names") or self.class_names)
 
 
 def _defined(cls: type, name: str) -> int:

@@ -6,8 +6,10 @@ import dataclasses
 import enum
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -25,6 +27,22 @@ def check_fits(module: AdaptationModule, checkpoint: dict[str, Any]) -> None:
     Raises:
         ValueError: Saying what was expected and what was found.
     """
+    check_clip(module, checkpoint)
+    module.prompt.trained_on(checkpoint.get("hyper_parameters", {}).get("class_names") or module.class_names)
+    expected, found = learned(module.state_dict()), checkpoint["state_dict"]
+    others = [name for name in found if name.startswith(_OF_META_TRAINING) and name not in expected]
+    if others:
+        _log.warning("%s has no use for %s of the checkpoint", type(module).__name__, ", ".join(others))
+        checkpoint["state_dict"] = found = {name: found[name] for name in found if name not in others}
+    check_shapes(type(module).__name__, expected, found)
+
+
+def check_clip(module: AdaptationModule, checkpoint: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another CLIP.
+
+    Raises:
+        ValueError: Naming both.
+    """
     made_for, ours = checkpoint.get("clip"), module.clip.fingerprint()
     if made_for is None:
         raise ValueError("this is no checkpoint of metatpt: it does not say which CLIP it was made for")
@@ -34,14 +52,43 @@ def check_fits(module: AdaptationModule, checkpoint: dict[str, Any]) -> None:
             f"{made_for['fingerprint'][:12]}), and this is {module.clip.name} with {module.clip.pretrained} "
             f"({ours[:12]}): choose that model with --model.clip and --model.pretrained"
         )
-    expected, found = learned(module.state_dict()), checkpoint["state_dict"]
-    others = [name for name in found if name.startswith(_OF_META_TRAINING) and name not in expected]
-    if others:
-        _log.warning("%s has no use for %s of the checkpoint", type(module).__name__, ", ".join(others))
-        checkpoint["state_dict"] = found = {name: found[name] for name in found if name not in others}
-    shapes = [{name: list(value.shape) for name, value in each.items()} for each in (expected, found)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"the checkpoint holds {shapes[1]}, and {type(module).__name__} learns {shapes[0]}")
+
+
+def check_shapes(who: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Refuse values that are missing, unknown, or of another shape.
+
+    Args:
+        who: Learns them.
+        expected: What it has.
+        found: What a checkpoint holds.
+
+    Raises:
+        ValueError: Naming each.
+    """
+    lines = [f"{name} is not in the checkpoint" for name in expected if name not in found]
+    lines += [f"{name} is in the checkpoint alone" for name in found if name not in expected]
+    lines += [
+        f"{name} is {list(found[name].shape)} in the checkpoint and {list(value.shape)} here"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if lines:
+        raise ValueError(f"the checkpoint holds something else than {who} learns: {'; '.join(lines)}")
+
+
+def start_prompt(module: AdaptationModule, path: str | Path) -> None:
+    """Give a module's prompt the values of a checkpoint's, and nothing else of it.
+
+    Raises:
+        ValueError: It was made for another CLIP, or holds another prompt.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    check_clip(module, checkpoint)
+    state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("prompt.")}
+    ours = {name: value for name, value in learned(module.state_dict()).items() if name.startswith("prompt.")}
+    check_shapes(type(module.prompt).__name__, ours, state)
+    module.prompt.trained_on(checkpoint.get("hyper_parameters", {}).get("class_names") or module.class_names)
+    module.load_state_dict(state, strict=False)
 
 
 def learned(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 from metatpt.rng import training_seed
 from metatpt.types import Batch, State
 
+from .checkpoints import start_prompt
 from .checks import check_choice, check_number
 from .metatpt import MetaTPTModule
 from .tuning import Tape
@@ -41,6 +42,7 @@ class MetaTrainingModule(MetaTPTModule):
             or ``multitask`` (the labelled loss at the initial prompt and views: the control without adaptation).
         lr: Learning rate of Adam.
         outer_optimizer: ``sgd`` or ``normalised_sgd``, which can be differentiated through.
+        start_from: Checkpoint whose prompt training starts from: of `fit` or `import-prompt`, with the same learner.
         **kwargs: See :class:`MetaTPTModule`.
     """
 
@@ -49,6 +51,7 @@ class MetaTrainingModule(MetaTPTModule):
         meta: Meta = "maml",
         lr: float = 1e-3,
         outer_optimizer: Literal["sgd", "normalised_sgd"] = "normalised_sgd",
+        start_from: str | None = None,
         **kwargs: Any,
     ) -> None:
         check_choice("meta", meta, get_args(Meta))
@@ -67,6 +70,7 @@ class MetaTrainingModule(MetaTPTModule):
             raise ValueError("inner_optimizer adam cannot be trained through; use normalised_sgd or sgd")
         self.meta = meta
         self.lr = lr
+        self.start_from = start_from
         for name in set(self.prompt.tuned) - set(self.prompt.state_names):
             self.prompt.tuned[name].requires_grad_(False)  # else DDP would wait for its gradient
 
@@ -86,6 +90,12 @@ class MetaTrainingModule(MetaTPTModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam: prompts, rates and networks have entries of very different sizes."""
         return torch.optim.Adam(self.trained_parameters(), self.lr)
+
+    def on_fit_start(self) -> None:
+        """See :meth:`AdaptationModule.on_fit_start`."""
+        super().on_fit_start()
+        if self.start_from is not None and self.trainer.ckpt_path is None:
+            start_prompt(self, self.start_from)
 
     def on_train_start(self) -> None:
         """Take the option at hand: that of a checkpoint may be another."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, Literal, get_args
 
@@ -16,8 +17,11 @@ from metatpt.rng import training_seed
 from metatpt.types import Batch
 from metatpt.views import ViewBounds, affine, bounded, sample_views, warp
 
+from .checkpoints import start_prompt
 from .checks import check_choice, check_number
 from .zero_shot import ZeroShotModule
+
+_log = logging.getLogger(__name__)
 
 TrainingViews = Literal["crop", "original"]
 
@@ -33,6 +37,7 @@ class PromptTrainingModule(ZeroShotModule):
         weight_decay: Of SGD.
         training_views: ``crop`` (a random resized crop with flip of each picture, another one in each epoch) or
             ``original``.
+        start_from: Checkpoint whose prompt training starts from: of `fit` or `import-prompt`, with the same learner.
         **kwargs: See :class:`AdaptationModule`; `prompt` is a :class:`metatpt.prompts.TextPrompt` by default.
     """
 
@@ -44,6 +49,7 @@ class PromptTrainingModule(ZeroShotModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         training_views: TrainingViews = "crop",
+        start_from: str | None = None,
         **kwargs: Any,
     ) -> None:
         check_number("lr", lr, 0, open_low=True)
@@ -59,6 +65,7 @@ class PromptTrainingModule(ZeroShotModule):
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.training_views = training_views
+        self.start_from = start_from
 
     def configure_prompt(
         self, clip: FrozenCLIP, template: str | list[str], prompt: PromptFactory | None
@@ -72,6 +79,12 @@ class PromptTrainingModule(ZeroShotModule):
         self.train_loss = MeanMetric()
         self.train_accuracy = MeanMetric()
 
+    def on_fit_start(self) -> None:
+        """See :meth:`AdaptationModule.on_fit_start`."""
+        super().on_fit_start()
+        if self.start_from is not None and self.trainer.ckpt_path is None:
+            start_prompt(self, self.start_from)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with warm-up and cosine, a step an epoch."""
         parameters = list(self.prompt.tuned.values())
@@ -80,6 +93,11 @@ class PromptTrainingModule(ZeroShotModule):
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise ValueError(f"trainer.max_epochs is {epochs}; the learning rate's cosine needs a number of epochs")
+        if self.warmup_epochs >= epochs:
+            _log.warning(
+                "warmup_epochs is %d and trainer.max_epochs %d: all training is at the warm-up's rate, %g",
+                self.warmup_epochs, epochs, self.warmup_lr,
+            )  # fmt: skip
         optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
 
         def share(epoch: int) -> float:

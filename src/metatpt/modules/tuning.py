@@ -171,7 +171,7 @@ class PromptSteps:
         self.state = outer_step(module.outer_optimizer, before, gradients, self._memory, self._rates, number)
 
     def finish(self) -> tuple[State, dict[str, Tensor]]:
-        """The tuned state, and as diagnostics ``[B]`` the first and the last loss and each parameter's resolved rate."""
+        """The tuned state, and as diagnostics ``[B]`` the first and last loss and each parameter's resolved rate."""
         state = self.state
         if self.module.tape is None:
             state = {name: value.detach() for name, value in state.items()}

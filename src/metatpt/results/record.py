@@ -102,9 +102,11 @@ def check_unused(folder: str | Path, *, config: bool = True) -> None:
     names = [PREDICTIONS, METRICS, VIEWS, *([CONFIG] if config else [])]
     found = [name for name in names if (folder / name).exists()] + [file.name for file in record_files(folder)]
     if found:
+        go_on = f"--resume {shlex.quote(str(folder))}"
+        if (folder / "checkpoints").exists():  # of `fit`
+            go_on = f"--ckpt_path {shlex.quote(str(folder / 'checkpoints' / 'last.ckpt'))} and another --run"
         raise FileExistsError(
-            f"The run folder {folder} already holds a run ({', '.join(found)}). Go on with it with --resume "
-            f"{shlex.quote(str(folder))}, "
+            f"The run folder {folder} already holds a run ({', '.join(found)}). Go on with it with {go_on}, "
             "give another one with --run (without it, a new one is made under runs/), or remove this one."
         )
 

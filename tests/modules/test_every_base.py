@@ -149,16 +149,24 @@ def test_a_method_that_forgets_to_encode_is_told(folder: Path) -> None:
         module.process(make_batch(1, 32))
 
 
-@pytest.mark.parametrize("base", ["VPT", "MaPLe"])
-def test_meta_gradients_through_pictures_agree_with_finite_differences(folder: Path, base: str) -> None:
+NESTED = {"schedule": "nested", "order": "second", "outer_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [("VPT", {"outer_steps": 2}), ("MaPLe", NESTED), ("MMRL", NESTED), ("UPT", {"outer_steps": 2}), ("CoCoOp", NESTED)],
+)
+def test_meta_gradients_through_pictures_agree_with_finite_differences(
+    folder: Path, base: str, options: dict[str, Any]
+) -> None:
     module = MetaTrainingModule(
-        clip=str(folder), class_names=NAMES[:3], prompt=BASES[base], n_views=4, selection=0.5, outer_steps=1,
-        outer_lr=0.02, outer_loss="marginal_entropy", predict="original",
+        clip=str(folder), class_names=NAMES[:2], prompt=BASES[base], n_views=4, selection=0.5, outer_lr=0.02,
+        outer_loss="marginal_entropy", predict="original", **options,
     ).double()  # fmt: skip
     batch = make_batch(1, 32)
     batch.label[:] = 1
     parameters = module.trained_parameters()
-    gradients = torch.autograd.grad(module.meta_loss(batch)[0].sum(), parameters)
+    gradients = torch.autograd.grad(module.meta_loss(batch)[0].sum(), parameters, materialize_grads=True)
     torch.manual_seed(0)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         direction = torch.nn.functional.normalize(torch.randn_like(parameter).flatten(), dim=0).view_as(parameter)
@@ -169,4 +177,4 @@ def test_meta_gradients_through_pictures_agree_with_finite_differences(folder: P
             values.append(float(module.meta_loss(batch)[0].detach().sum()))
             with torch.no_grad():
                 parameter -= sign * 1e-7 * direction
-        assert float((gradient * direction).sum()) == pytest.approx((values[0] - values[1]) / 2e-7, rel=1e-4, abs=1e-6)
+        assert float((gradient * direction).sum()) == pytest.approx((values[0] - values[1]) / 2e-7, rel=1e-3, abs=1e-6)

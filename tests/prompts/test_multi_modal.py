@@ -306,7 +306,7 @@ def test_parts_and_what_reaches_the_pixels() -> None:
         ("openai_vit", {"depth": 2, "n_context": 5}, r"n_context is 5, and template 'a photo of a \{\}.' has 4 tokens"),
         ("openai_vit", {"depth": 2, "n_context": 0}, "n_context is 0, and template"),
         ("modified_resnet", {}, "MultiModalPrompt puts tokens .* ModifiedResNet is not open_clip's"),
-        ("bidirectional", {}, "TextTransformer of bidirectional is not: VisualPrompt goes with this model"),
+        ("bidirectional", {}, "TextTransformer of bidirectional is not: use another"),
     ],
 )
 def test_what_does_not_go_is_named(kind: str, options: dict[str, int], message: str) -> None:

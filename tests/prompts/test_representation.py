@@ -217,12 +217,9 @@ def test_template_without_words_before_the_name() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (
-            "modified_resnet",
-            "image tower is a vision transformer of open_clip's plain blocks, and ModifiedResNet is not",
-        ),
-        ("average_pool", "image tower projects its class token, and that of average_pool does not"),
-        ("bidirectional", "text tower is causal, of open_clip's plain blocks, and TextTransformer is not"),
+        ("modified_resnet", "ModifiedResNet is not open_clip's VisionTransformer"),
+        ("average_pool", "it does not pool its class token"),
+        ("bidirectional", "TextTransformer of bidirectional is not"),
     ],
 )
 def test_towers_that_lack_something(kind: str, message: str) -> None:

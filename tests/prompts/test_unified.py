@@ -283,13 +283,13 @@ def test_words_before_the_name_are_not_used_and_those_behind_it_are() -> None:
 @pytest.mark.parametrize(
     ("kind", "lacks"),
     [
-        ("modified_resnet", "ModifiedResNet is no vision transformer of open_clip's plain blocks"),
-        ("average_pool", "it is not pooled at its class token"),
+        ("modified_resnet", "ModifiedResNet is not open_clip's VisionTransformer"),
+        ("average_pool", "it does not pool its class token"),
     ],
 )
 def test_towers_that_lack_something(kind: str, lacks: str) -> None:
     with pytest.raises(
-        ValueError, match=f"UnifiedPrompt.*that of {kind} does not allow: {lacks}.*--model.clip, or TextPrompt"
+        ValueError, match=f"UnifiedPrompt.*that of {kind} takes none: {lacks}.*--model.clip, or TextPrompt"
     ):
         UnifiedPrompt(frozen(kind), CLASSES, TEMPLATE)
 
@@ -317,7 +317,7 @@ def test_any_text_tower_will_do(kind: str) -> None:
         ({"depth": 2}, "depth is 2, and variant upt has no such option, only mvlpt"),
         ({"variant": "mvlpt", "dropout": 0.1}, "dropout is 0.1, and variant mvlpt has no such option, only upt"),
         ({"variant": "mvlpt", "width": 0}, "width is 0; expected at least 1"),
-        ({"variant": "mvlpt", "depth": 4}, "depth is 4, and the image tower of sized has 3 blocks"),
+        ({"variant": "mvlpt", "depth": 4}, "depth is 4, and the image tower has 3 blocks"),
     ],
 )
 def test_options_that_cannot_work(options: dict[str, object], message: str) -> None:

@@ -199,8 +199,12 @@ def test_parameters_are_of_the_image_and_start_from_the_seed() -> None:
         ("openai_vit", {"depth": 3}, "depth is 3, and the image tower has 2 blocks: choose a depth from 1 to 2"),
         ("openai_vit", {"depth": 0}, "depth is 0, and the image tower has 2 blocks"),
         ("openai_vit", {"n_visual": 0}, "n_visual is 0; expected at least 1"),
-        ("modified_resnet", {}, "ModifiedResNet is not open_clip's VisionTransformer. TextPrompt goes with every"),
-        ("timm", {}, "image tower of timm is none: TimmModel is not open_clip's VisionTransformer"),
+        (
+            "modified_resnet",
+            {},
+            "ModifiedResNet is not open_clip's VisionTransformer; use another --model.clip, or TextPrompt",
+        ),
+        ("timm", {}, "that of timm takes none: TimmModel is not open_clip's VisionTransformer"),
         ("custom_blocks", {}, "its blocks are not open_clip's plain ones but CustomResidualAttentionBlock"),
     ],
 )

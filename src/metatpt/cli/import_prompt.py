@@ -22,6 +22,7 @@ from metatpt.datamodules.names import read_class_names
 from metatpt.modules import ZeroShotModule
 from metatpt.prompts import PromptLearner
 from metatpt.prompts.official import OfficialPrompt, read_official, recognise
+from metatpt.prompts.towers import n_blocks as blocks_of
 
 from .errors import RunError, UsageError, did_you_mean
 
@@ -161,9 +162,7 @@ def _build(official: OfficialPrompt, given: argparse.Namespace, trained_on: list
 
 def _uppermost(clip: FrozenCLIP, n_blocks: int) -> int:
     """Number of the first of so many blocks, counted from 1, where the last one is the lower tower's last."""
-    towers: list[Any] = [text_tower(clip.model), clip.model.visual]
-    depths = [len(getattr(getattr(tower, "transformer", None), "resblocks", ())) for tower in towers]
-    return min(depths) - n_blocks + 1
+    return min(blocks_of(text_tower(clip.model)), blocks_of(clip.model.visual)) - n_blocks + 1
 
 
 def make_checkpoint(module: ZeroShotModule, official: OfficialPrompt, trained_on: list[str] | None) -> dict[str, Any]:

@@ -123,28 +123,14 @@ class MetaTPTModule(PromptTuningModule):
         check_number("inner_lr", inner_lr, 0)
         check_number("inner_steps", inner_steps, 0)
         check_number("inner_momentum", inner_momentum, 0, 1)
-        if inner_optimizer == "adam" and order == "second":
+        if inner_optimizer == "adam" and (order == "second" or learned_rates != "none"):
             raise ValueError(
                 "inner_optimizer adam cannot be differentiated through where a gradient entry is zero (its square root "
-                "has no derivative there); with order second use normalised_sgd or sgd"
+                "has no derivative there), and has no rate that can be learned; with order second or learned rates use "
+                "normalised_sgd or sgd"
             )
-        if schedule == "joint" and order == "second":
-            raise ValueError("schedule joint has no inner loop to differentiate through; use order first")
-        if schedule == "joint" and inner_steps != 1:
-            raise ValueError(
-                f"schedule joint steps the views once in each outer step; inner_steps {inner_steps} would do nothing"
-            )
-        if schedule == "joint" and augmentation == "random_step":
-            raise ValueError("schedule joint has no inner loop to replace by a random step; use sequential or nested")
-        if (augmentation in ("fixed", "online") and view_start != "drawn") or (
-            augmentation == "offline" and view_start == "drawn"
-        ):
-            raise ValueError(
-                f"augmentation {augmentation} does not go with view_start {view_start}: views that stay at a learned "
-                "start are augmentation offline, with view_start distribution or policy"
-            )
-        if learned_rates != "none" and inner_optimizer == "adam":
-            raise ValueError("inner_optimizer adam has no rate that can be learned; use normalised_sgd or sgd")
+        _check_schedule(schedule, order, inner_steps, augmentation)
+        _check_start(augmentation, view_start)
         inner_weights = weighted_losses("inner_loss", inner_loss, INNER)
         self.outer_weights = weighted_losses("outer_loss", outer_loss, OUTER)
         super().__init__(selection=selection, outer_steps=outer_steps, **kwargs)
@@ -446,3 +432,25 @@ class MetaTPTModule(PromptTuningModule):
             if self.predict == "original":
                 return predictions.original[:, 0]
             return self.ensemble(look, predictions.log_probs)
+
+
+def _check_schedule(schedule: Schedule, order: Order, inner_steps: int, augmentation: Augmentation) -> None:
+    if schedule != "joint":
+        return
+    if order == "second":
+        raise ValueError("schedule joint has no inner loop to differentiate through; use order first")
+    if inner_steps != 1:
+        raise ValueError(
+            f"schedule joint steps the views once in each outer step; inner_steps {inner_steps} would do nothing"
+        )
+    if augmentation == "random_step":
+        raise ValueError("schedule joint has no inner loop to replace by a random step; use sequential or nested")
+
+
+def _check_start(augmentation: Augmentation, view_start: StartKind) -> None:
+    drawn = view_start == "drawn"
+    if drawn if augmentation == "offline" else augmentation in ("fixed", "online") and not drawn:
+        raise ValueError(
+            f"augmentation {augmentation} does not go with view_start {view_start}: views that stay at a learned start "
+            "are augmentation offline, with view_start distribution or policy"
+        )

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from metatpt.clip import FrozenCLIP
 from metatpt.clip.blocks import IDENTITY, BlockHook
-from metatpt.clip.packed import packable
 from metatpt.clip.text import text_tower
 from metatpt.rng import run_seed, sample_generator
 from metatpt.types import State
@@ -17,7 +16,8 @@ from metatpt.types import State
 from .base import Head, PromptLearner, class_head
 from .initial import normal, uniform
 from .tokens import TokenHook
-from .visual import AppendedTokens, check_depth, check_takes_tokens, n_blocks
+from .towers import check_depth, check_image_tower, check_text_tower, n_blocks
+from .visual import AppendedTokens
 
 
 class MultiModalPrompt(PromptLearner):
@@ -50,13 +50,9 @@ class MultiModalPrompt(PromptLearner):
         self, clip: FrozenCLIP, class_names: Sequence[str], template: str, n_context: int = 2, depth: int = 9
     ) -> None:
         who, model = type(self).__name__, clip.model
-        check_takes_tokens(who, clip)
+        check_image_tower(who, clip)
+        check_text_tower(who, clip)
         text = text_tower(model)
-        if not packable(model):
-            raise ValueError(
-                f"{who} replaces tokens inside a text tower that is causal, of open_clip's plain blocks and pooled at "
-                f"the end token, and {type(text).__name__} of {clip.name} is not: VisualPrompt goes with this model"
-            )
         tower, blocks = min(("text tower", n_blocks(text)), ("image tower", n_blocks(model.visual)), key=lambda t: t[1])
         check_depth(depth, tower, blocks)
         tokens = clip.tokenize(template, class_names)

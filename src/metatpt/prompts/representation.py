@@ -12,15 +12,14 @@ from torch import Tensor
 
 from metatpt.clip import FrozenCLIP
 from metatpt.clip.blocks import BlockHook
-from metatpt.clip.packed import packable
 from metatpt.clip.text import text_tower, token_embedding
-from metatpt.clip.vit import plain_vit
 from metatpt.rng import run_seed, sample_generator
 from metatpt.types import State
 
 from .base import Head, Part, PromptLearner, class_head, plain_names
 from .initial import linear, normal
 from .tokens import TokenHook
+from .towers import check_image_tower, check_text_tower, n_blocks
 
 Prediction = Literal["auto", "fused", "plain"]
 
@@ -69,7 +68,9 @@ class RepresentationPrompt(PromptLearner):
         regularisation: float = 0.5,
         prediction: Prediction = "auto",
     ) -> None:
-        _check_towers(clip)
+        who = type(self).__name__
+        check_image_tower(who, clip, class_token=True, projection=True)
+        check_text_tower(who, clip)
         _check_blocks(clip, first_block, last_block)
         for name, value in (("n_tokens", n_tokens), ("width", width)):
             if value < 1:
@@ -95,12 +96,12 @@ class RepresentationPrompt(PromptLearner):
             self.learn(name, value.to(table.device, clip.head_dtype), part)
 
         learn("tokens", normal((n_tokens, width), generator), "both")
-        image_width, n_blocks = len(visual.class_embedding), last_block - first_block + 1
+        image_width, blocks = len(visual.class_embedding), last_block - first_block + 1
         maps: list[tuple[str, Part, int]] = [("to_text", "text", table.shape[1]), ("to_image", "visual", image_width)]
         for name, part, outputs in maps:
             weight, bias = linear(outputs, width, generator)
-            learn(f"{name}_weight", weight.expand(n_blocks, -1, -1), part)
-            learn(f"{name}_bias", bias.expand(n_blocks, -1), part)
+            learn(f"{name}_weight", weight.expand(blocks, -1, -1), part)
+            learn(f"{name}_bias", bias.expand(blocks, -1), part)
         projection = torch.randn(visual.proj.shape, generator=generator, dtype=torch.float32)
         learn("projection", projection * image_width**-0.5, "visual")
 
@@ -187,28 +188,11 @@ def _apart(features: Tensor) -> tuple[Tensor, Tensor]:
     return of_class_token, of_tokens
 
 
-def _check_towers(clip: FrozenCLIP) -> None:
-    visual, text = clip.model.visual, text_tower(clip.model)
-    needs = "RepresentationPrompt puts tokens inside both towers"
-    if not plain_vit(visual):
-        lacks = (
-            f"the image tower is a vision transformer of open_clip's plain blocks, and {type(visual).__name__} is not"
-        )
-    elif visual.pool_type != "tok" or visual.proj is None:
-        lacks = f"the image tower projects its class token, and that of {clip.name} does not"
-    elif not packable(clip.model):
-        lacks = f"the text tower is causal, of open_clip's plain blocks, and {type(text).__name__} is not"
-    else:
-        return
-    raise ValueError(f"{needs}, where {lacks}: use another --model.clip, or TextPrompt, which goes with every model")
-
-
 def _check_blocks(clip: FrozenCLIP, first: int, last: int) -> None:
-    towers = (("text", text_tower(clip.model)), ("image", clip.model.visual))
-    n_blocks = {name: len(tower.transformer.resblocks) for name, tower in towers}  # type: ignore[union-attr, arg-type]
-    fewest = min(n_blocks.values())
+    blocks = {"text": n_blocks(text_tower(clip.model)), "image": n_blocks(clip.model.visual)}
+    fewest = min(blocks.values())
     if not 1 <= first <= last <= fewest:
-        has = " and ".join(f"{number} in the {name} tower" for name, number in n_blocks.items())
+        has = " and ".join(f"{number} in the {name} tower" for name, number in blocks.items())
         raise ValueError(
             f"first_block is {first} and last_block is {last}, and {clip.name} has {has}: choose both from 1 to "
             f"{fewest}, first_block not above last_block (the official code has the upper half, here "

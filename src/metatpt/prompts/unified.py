@@ -14,13 +14,13 @@ from torch import Tensor
 from metatpt.clip import ContextLayout, FrozenCLIP
 from metatpt.clip.blocks import BlockHook
 from metatpt.clip.text import token_embedding
-from metatpt.clip.vit import plain_vit
 from metatpt.rng import run_seed, sample_generator
 from metatpt.types import State
 
 from .base import Head, Part, PromptLearner, class_head
 from .initial import linear, normal, uniform
 from .tokens import TokenHook
+from .towers import check_depth, check_image_tower, n_blocks
 
 Variant = Literal["upt", "mvlpt"]
 Mixing = Literal["attention", "token"]
@@ -88,14 +88,11 @@ class UnifiedPrompt(PromptLearner):
         width: int | None = None,
         depth: int | None = None,
     ) -> None:
-        _check_tower(clip)
+        check_image_tower(type(self).__name__, clip, class_token=True)
         _check_options(variant, mixing, dropout, width, depth)
-        visual = clip.model.visual
-        n_blocks = len(visual.transformer.resblocks)
-        upt = variant == "upt"
-        depth = 1 if upt else n_blocks if depth is None else depth
-        if not 1 <= depth <= n_blocks:
-            raise ValueError(f"depth is {depth}, and the image tower of {clip.name} has {n_blocks} blocks")
+        blocks, upt = n_blocks(clip.model.visual), variant == "upt"
+        depth = 1 if upt else blocks if depth is None else depth
+        check_depth(depth, "image tower", blocks)
         layout = ContextLayout(n_context, "random", position="end" if upt else "middle")
         tokens = clip.tokenize(template, class_names, layout)
         super().__init__(clip, tokens.column)
@@ -233,20 +230,6 @@ def _map(values: State, name: str, x: Tensor) -> Tensor:
 
 def _norm(values: State, name: str, x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], values[f"{name}_weight"], values[f"{name}_bias"])
-
-
-def _check_tower(clip: FrozenCLIP) -> None:
-    visual = clip.model.visual
-    if not plain_vit(visual):
-        lacks = f"{type(visual).__name__} is no vision transformer of open_clip's plain blocks"
-    elif visual.pool_type != "tok":
-        lacks = "it is not pooled at its class token"
-    else:
-        return
-    raise ValueError(
-        f"UnifiedPrompt puts tokens behind the class token of the image tower, which that of {clip.name} does not "
-        f"allow: {lacks}. Use another --model.clip, or TextPrompt, which goes with every model"
-    )
 
 
 def _check_options(

@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from metatpt.clip import FrozenCLIP
-from metatpt.clip.blocks import BlockHook, plain_blocks
-from metatpt.clip.vit import plain_vit
+from metatpt.clip.blocks import BlockHook
 from metatpt.rng import run_seed, sample_generator
 from metatpt.types import State
 
 from .initial import normal
 from .template import TemplatePrompt
 from .tokens import TokenHook
+from .towers import check_depth, check_image_tower, n_blocks
 
 
 class AppendedTokens(TokenHook):
@@ -63,7 +62,7 @@ class VisualPrompt(TemplatePrompt):
     def __init__(
         self, clip: FrozenCLIP, class_names: Sequence[str], template: str, n_visual: int = 4, depth: int = 1
     ) -> None:
-        check_takes_tokens(type(self).__name__, clip)
+        check_image_tower(type(self).__name__, clip)
         if n_visual < 1:
             raise ValueError(f"n_visual is {n_visual}; expected at least 1")
         check_depth(depth, "image tower", n_blocks(clip.model.visual))
@@ -80,39 +79,3 @@ class VisualPrompt(TemplatePrompt):
         first = values["visual"][:, None]
         deep = values.get("visual_deep")
         return AppendedTokens(self.clip, first if deep is None else torch.cat([first, deep], dim=1))
-
-
-def n_blocks(tower: Any) -> int:
-    """Number of blocks of a tower of open_clip's."""
-    return len(tower.transformer.resblocks)
-
-
-def check_depth(depth: int, tower: str, blocks: int) -> None:
-    """Refuse a depth that a tower does not have.
-
-    Raises:
-        ValueError: Naming the depth and the number of blocks.
-    """
-    if not 1 <= depth <= blocks:
-        raise ValueError(f"depth is {depth}, and the {tower} has {blocks} blocks: choose a depth from 1 to {blocks}")
-
-
-def check_takes_tokens(who: str, clip: FrozenCLIP) -> None:
-    """Refuse a model whose image tower takes no tokens.
-
-    Raises:
-        ValueError: Saying what the tower lacks.
-    """
-    visual = clip.model.visual
-    if plain_vit(visual):
-        return
-    if type(visual) is not VisionTransformer:
-        lacks = f"{type(visual).__name__} is not open_clip's VisionTransformer"
-    elif not plain_blocks(visual.transformer):
-        lacks = f"its blocks are not open_clip's plain ones but {type(visual.transformer.resblocks[0]).__name__}"
-    else:
-        lacks = "it gives other features than its pooled class token or patches"
-    raise ValueError(
-        f"{who} puts tokens among those of a plain vision transformer, and the image tower of {clip.name} is none: "
-        f"{lacks}. TextPrompt goes with every model"
-    )

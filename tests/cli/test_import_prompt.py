@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from helpers.golden import GOLDEN, NAMES, fixture, originals, save_golden
 from helpers.models import save_folder
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metatpt.cli.errors import RunError, UsageError
@@ -304,3 +306,16 @@ def test_options_of_other_methods(name: str, option: list[str], message: str, cl
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert import_prompt(["--help"]) == 0
     assert "usage: metatpt import-prompt FILE --to FILE" in capsys.readouterr().out
+
+
+def test_another_clip_of_the_same_sizes_is_refused(clip: Path, tmp_path: Path) -> None:
+    """Its embeddings differ, which most files hold some of."""
+    other = tmp_path / "other"
+    shutil.copytree(clip, other)
+    weights = load_file(other / "open_clip_model.safetensors")
+    weights["token_embedding.weight"] = weights["token_embedding.weight"].flip(1).contiguous()
+    save_file(weights, other / "open_clip_model.safetensors")
+    for name in ("coop_ctx4_end", "maple"):
+        with pytest.raises(RunError, match="another CLIP of the same sizes"):
+            import_prompt([str(official(name)), "--to", "prompt.ckpt", "--clip", str(other)])
+        assert not Path("prompt.ckpt").exists()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metatpt.clip import FrozenCLIP
-from metatpt.clip.text import text_tower
+from metatpt.clip.text import text_tower, token_embedding
 from metatpt.clip.tokens import Position
 from metatpt.datamodules.names import read_class_names
 from metatpt.modules import ZeroShotModule
@@ -43,6 +43,7 @@ options:
 
 --model.clip, --model.pretrained, --model.template and --data.class_names will do too."""
 
+_ROUNDING = 0.01  # of embeddings that a file holds in half precision
 _ANY_CLASS = "a"  # for a prompt that goes with any classes; the template's own word, which every model knows
 
 
@@ -173,6 +174,7 @@ def make_checkpoint(module: ZeroShotModule, official: OfficialPrompt, trained_on
     """
     prompt = module.prompt
     _check_shapes(prompt, official)
+    _check_start_token(prompt.clip, official)
     with torch.no_grad():
         for name, value in official.parameters.items():
             prompt.tuned[name].copy_(value)
@@ -205,6 +207,20 @@ def _check_shapes(prompt: PromptLearner, official: OfficialPrompt) -> None:
                 f"{name}: width {differs[0]} expected, {differs[1]} found (shape {found}, and {prompt.clip.name} needs "
                 f"{expected}): the file was made for another CLIP; name that one with --clip and --pretrained"
             )
+
+
+def _check_start_token(clip: FrozenCLIP, official: OfficialPrompt) -> None:
+    """Another CLIP of the same sizes has other embeddings, of which most files hold some."""
+    if official.start_token is None:
+        return
+    number = int(clip.tokenize("{}", [_ANY_CLASS]).ids[0, 0])
+    ours = token_embedding(clip.model).weight[number].detach().float()
+    difference = float((ours - official.start_token).norm() / ours.norm().clamp(min=1e-6))
+    if difference > _ROUNDING:
+        raise ValueError(
+            f"the file's embedding of the start token differs from {clip.name}'s by {difference:.0%} of its length: "
+            "it was made for another CLIP of the same sizes; name that one with --clip and --pretrained"
+        )
 
 
 def _write(checkpoint: dict[str, Any], file: Path) -> None:

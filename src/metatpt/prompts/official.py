@@ -42,6 +42,7 @@ class OfficialPrompt:
         n_classes: How many classes it was trained on, where the file tells.
         n_blocks: In how many of a tower's blocks its tokens stand, where the file does not tell in which.
         needs_classes: Why it cannot be used without the names of these classes, in words; None where it can.
+        start_token: ``[d]``: embedding of the start token of the CLIP that it was made with, where the file has it.
     """
 
     method: str
@@ -57,6 +58,7 @@ class OfficialPrompt:
     n_classes: int | None = None
     n_blocks: int | None = None
     needs_classes: str | None = None
+    start_token: Tensor | None = None
 
     @property
     def layout(self) -> str:
@@ -143,7 +145,8 @@ def recognise(
         found = replace(found, position=position, options={**found.options, "position": position})
     prefix = next((value for key, value in state.items() if re.search("token_prefix$|^prompt_embeddings$", key)), None)
     n_classes = found.n_classes if prefix is None else len(prefix)
-    return replace(found, ignored=keys.ignored(), n_classes=n_classes)
+    start = None if prefix is None else prefix[0, 0].float()  # of the first class's first token
+    return replace(found, ignored=keys.ignored(), n_classes=n_classes, start_token=start)
 
 
 class _Keys:

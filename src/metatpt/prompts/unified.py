@@ -173,9 +173,8 @@ class UnifiedPrompt(PromptLearner):
         self.step += 1
 
         def drop(x: Tensor) -> Tensor:
-            kept = (
-                torch.rand(x.shape, generator=generator, dtype=torch.float32) >= share
-            )  # on the CPU: the same on every device
+            # On the CPU: the same on every device.
+            kept = torch.rand(x.shape, generator=generator, dtype=torch.float32) >= share
             return x * kept.to(x.device) / (1 - share)
 
         return drop

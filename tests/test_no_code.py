@@ -213,7 +213,7 @@ def test_checkpoint_that_names_a_function(metatpt: CommandLine, code: Code, tmp_
     with pytest.raises(ValueError, match="blocked to prevent arbitrary code execution"):
         TPTModule.load_from_checkpoint(tmp_path / "one.ckpt")
     result = metatpt.small("test", "--ckpt_path", tmp_path / "one.ckpt")
-    assert result.status == 1
+    assert result.status == 2
     assert "no checkpoint of metatpt" in result.message
     write_zip({**content, "hyper_parameters": ["os.system"]}, tmp_path / "one.ckpt")
     assert "its hyper_parameters are no options" in metatpt.small("test", "--ckpt_path", tmp_path / "one.ckpt").message

@@ -333,14 +333,17 @@ def test_predict_on_many_pictures_keeps_its_memory(metatpt: CommandLine, tmp_pat
 
 def test_a_data_set_of_the_user(metatpt: CommandLine):
     Path("my_data.py").write_text(
-        "from typing import Any\n"
+        "from dataclasses import replace\n"
+        "from typing import Any\n\n"
         "from metatpt.datamodules import FolderDataModule\n\n"
         "class MyData(FolderDataModule):\n"
         '    """Every second picture."""\n\n'
         "    def __init__(self, step: int = 2, **kwargs: Any) -> None:\n"
         "        super().__init__(**kwargs)\n"
-        "        self._pictures.paths[:] = self._pictures.paths[::step]\n"
-        "        self._pictures.labels[:] = self._pictures.labels[::step]\n"
+        "        self.step = step\n\n"
+        "    def pictures(self, split: Any) -> Any:\n"
+        "        whole = super().pictures(split)\n"
+        "        return replace(whole, paths=whole.paths[:: self.step], labels=whole.labels[:: self.step])\n"
     )
     options = ["--data", "my_data.MyData", "--data.root", metatpt.pictures, "--data.step", 3, *VIEWS]
     result = metatpt("test", "--model.clip", metatpt.clip, "--trainer.accelerator", "cpu", *options, "--run", "out")

@@ -43,10 +43,10 @@ TYPED = {
     "test --model.init_args.n_veiws 3": ["--model.n_veiws", "Did you mean n_views?"],
     "test --model ZeroShotModule --model.n_views 3": [
         "ZeroShotModule has no such option",
-        "of MetaTPTModule, TPTModule",
+        "of MetaTPTModule, MetaTrainingModule, TPTModule",
     ],
     "test --model.bounds.rotatoin 1": ["--model.bounds.rotatoin", "Did you mean rotation?"],
-    "test --data.shfit noise": ["--data.shfit", "ShiftedShapesDataModule has no such option", "Did you mean shift?"],
+    "test --data.shfit noise": ["--data.shfit", "ShiftedShapesDataModule has no such option", "Did you mean shift"],
     "test --data.shift.x noise": ["--data.shift.x"],
     "test --n_views 3": ["--n_views", "Did you mean --model.n_views?"],
     "test --devices 3": ["Did you mean --trainer.devices?"],

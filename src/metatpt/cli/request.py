@@ -26,7 +26,7 @@ from metatpt.prompts import as_factory
 
 from .checkpoint import Checkpoint, read_checkpoint
 from .classes import BASES, PROMPT, check_option, find_class, known_classes, option_types
-from .errors import UsageError, did_you_mean
+from .errors import UsageError, did_you_mean, nearest
 from .resume import saved_config
 
 DEFAULT_CONFIG = "lightning_config.yaml"
@@ -264,9 +264,9 @@ def find_config(name: str) -> Path:
     if name.removesuffix(".yaml") in shipped:
         return shipped[name.removesuffix(".yaml")]
     what = f"{name} is a folder" if path.is_dir() else f"there is no file {name}"
-    raise UsageError(
-        f"-c {name}: {what}, nor a config of that name in the package. {did_you_mean(name, list(shipped))}"
-    )
+    tasks = [each for each, file in shipped.items() if file.parent.name != "data"]
+    known = list(shipped) if nearest(name, shipped) else [*tasks, "and one for each data set (metatpt --help)"]
+    raise UsageError(f"-c {name}: {what}, nor a config of that name in the package. {did_you_mean(name, known)}")
 
 
 def _default_config() -> Path:

@@ -145,7 +145,7 @@ def recognise(
         found = replace(found, position=position, options={**found.options, "position": position})
     prefix = next((value for key, value in state.items() if re.search("token_prefix$|^prompt_embeddings$", key)), None)
     n_classes = found.n_classes if prefix is None else len(prefix)
-    start = None if prefix is None else prefix[0, 0].float()  # of the first class's first token
+    start = prefix[0, 0].float() if prefix is not None and prefix.ndim == 3 else None  # of the first class's prompt
     return replace(found, ignored=keys.ignored(), n_classes=n_classes, start_token=start)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_write_a_prompt_learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (learner,) = blocks("training.md", "python")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_prompt.py").write_text(learner)
+    monkeypatch.delitem(sys.modules, "my_prompt", raising=False)  # of another test in this process
     from metatpt.cli import main
 
     (command,) = blocks("training.md", "bash")

@@ -30,12 +30,6 @@ def sample_generator(seed: int, index: int, stream: str, epoch: int = 0) -> torc
     return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
 
 
-def training_seed(seed: int, epoch: int) -> int:
-    """The seed of one epoch of training, for :func:`sample_generator`: each epoch has its own random numbers."""
-    words = np.random.SeedSequence([seed & (2**63 - 1), epoch, zlib.crc32(b"training")])
-    return int(words.generate_state(1, np.uint64)[0] >> 1)
-
-
 def numpy_generator(seed: int, index: int, stream: str, epoch: int = 0) -> np.random.Generator:
     """As :func:`sample_generator`, for what draws its numbers through numpy."""
     return np.random.default_rng(_words(seed, index, stream, epoch))

@@ -98,16 +98,12 @@ def test_one_step_of_reptile_is_multitask(folder: Path) -> None:
 def test_fomaml_is_the_labelled_gradient_at_the_adapted_prompt(folder: Path) -> None:
     batch = make_batch(1, 32)
     module = make(folder, meta="fomaml", augmentation="fixed", predict="original")
-    seed = module.seed
     found = gradients(module, batch)[0]
     # The same steps at test time, then the labelled loss at the prompt that they end at.
-    from metatpt.rng import training_seed
-
     tester = MetaTPTModule(
         clip=str(folder), class_names=NAMES, n_views=5, selection=0.6, outer_steps=2, augmentation="fixed", outer_lr=0.1,
         outer_optimizer="normalised_sgd", predict="original", **LOSSES,
     ).double()  # fmt: skip
-    tester.seed = training_seed(0, 0)
     tester.adapt(batch)
     assert tester._final is not None
     context = tester._final["context"].requires_grad_()
@@ -115,7 +111,6 @@ def test_fomaml_is_the_labelled_gradient_at_the_adapted_prompt(folder: Path) -> 
     log_probs = tester.log_probs(head, tester.prompt.encode(batch.image[:, None].double()))[:, 0]
     (expected,) = torch.autograd.grad(-log_probs[0, batch.label[0]], context)
     torch.testing.assert_close(found, expected[0], atol=1e-9, rtol=1e-7)
-    assert module.seed == seed
     assert not torch.allclose(
         found, gradients(make(folder, augmentation="fixed", predict="original"), batch)[0], rtol=1e-3
     )
@@ -127,6 +122,26 @@ def test_a_batch_is_the_sum_of_its_samples(folder: Path) -> None:
     together = gradients(module, batch)
     alone = [gradients(module, batch.select([row])) for row in range(3)]
     torch.testing.assert_close(together, [sum(each) for each in zip(*alone, strict=True)], atol=1e-9, rtol=1e-7)
+
+
+def test_views_are_of_seed_epoch_and_index(folder: Path) -> None:
+    module = make(folder, view_start="distribution")
+    batch = make_batch(2, 32)
+    first = module.meta_loss(batch)[0].detach()
+    torch.testing.assert_close(module.meta_loss(batch)[0].detach(), first)
+    batch.epoch += 1
+    assert not torch.allclose(module.meta_loss(batch)[0].detach(), first, atol=1e-4)
+
+
+def test_memory_is_shared_among_the_graphs_of_all_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = []
+    for steps in (1, 4):
+        module = make(folder, outer_steps=steps)
+        kept: list[int] = []
+        monkeypatch.setattr(module.clip.budget, "recompute", lambda size, device, kept=kept: kept.append(size) or False)
+        module.meta_loss(make_batch(2, 32))
+        largest.append(max(kept))
+    assert largest[1] == 3 * largest[0]  # 2 x 4 + 1 graphs for 2 x 1 + 1
 
 
 def test_an_untrained_module_is_the_method_itself(folder: Path) -> None:

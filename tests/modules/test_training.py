@@ -184,13 +184,13 @@ def test_weights_written_past_autograd_are_seen(folder: Path) -> None:
 
 
 def test_a_meta_checkpoint_serves_other_methods(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    learned = {"view_start": "policy", "learned_rates": "one", "learned_loss_weights": True}
+    losses = {"inner_loss": {"entropy": 1.0, "marginal_entropy": 0.5}, "outer_loss": "js"}
+    learned = {"view_start": "policy", "learned_rates": "one", "learned_loss_weights": True, **losses}
     module = MetaTrainingModule(clip=str(folder), class_names=NAMES, n_views=4, outer_steps=1, **learned)
     fit = trainer(max_epochs=1)
     fit.fit(module, loader(make_batch(3, 32)))
     fit.save_checkpoint(tmp_path / "meta.ckpt")
-    options = {"n_views": 4, "outer_steps": 1, "outer_optimizer": "normalised_sgd"}
-    same = MetaTPTModule.from_checkpoint(tmp_path / "meta.ckpt", **options)
+    same = MetaTPTModule.from_checkpoint(tmp_path / "meta.ckpt", n_views=4)
     batch = make_batch(2, 32)
     torch.testing.assert_close(same.process(batch).log_probs, module.process(batch).log_probs)
     assert "no use" not in caplog.text

@@ -184,9 +184,9 @@ class AdaptationModule(lightning.LightningModule, ABC):
         """The seed of all random numbers: the module's own where set, else the run's."""
         return run_seed() if self.seed is None else self.seed
 
-    def generator(self, index: int, stream: str) -> torch.Generator:
-        """Random numbers for one purpose of one sample."""
-        return sample_generator(self.run_seed(), index, stream)
+    def generator(self, index: int, stream: str, epoch: int = 0) -> torch.Generator:
+        """Random numbers for one purpose of one sample, in training of one epoch (:attr:`Batch.epoch`)."""
+        return sample_generator(self.run_seed(), index, stream, epoch)
 
     # What the reset callback calls
 

@@ -14,11 +14,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from metatpt.rng import training_seed
 from metatpt.types import Batch, State
 
-from .checkpoints import start_prompt
 from .checks import check_choice, check_number
+from .labelled import LabelledTrainingModule
 from .metatpt import MetaTPTModule
 from .tuning import Tape
 
@@ -29,7 +28,7 @@ Meta = Literal["maml", "fomaml", "reptile", "multitask"]
 _TAPES: dict[Meta, Tape] = {"maml": "second", "fomaml": "first", "reptile": "first", "multitask": "second"}
 
 
-class MetaTrainingModule(MetaTPTModule):
+class MetaTrainingModule(LabelledTrainingModule, MetaTPTModule):
     """MetaTPT whose initial prompt is trained to be adapted; its test is MetaTPT from there.
 
     With them are trained, where they are asked for, the start of the views, the step sizes of both loops, and the
@@ -42,8 +41,7 @@ class MetaTrainingModule(MetaTPTModule):
             or ``multitask`` (the labelled loss at the initial prompt and views: the control without adaptation).
         lr: Learning rate of Adam.
         outer_optimizer: ``sgd`` or ``normalised_sgd``, which can be differentiated through.
-        start_from: Checkpoint whose prompt training starts from: of `fit` or `import-prompt`, with the same learner.
-        **kwargs: See :class:`MetaTPTModule`.
+        **kwargs: See :class:`LabelledTrainingModule` and :class:`MetaTPTModule`.
     """
 
     def __init__(
@@ -51,7 +49,6 @@ class MetaTrainingModule(MetaTPTModule):
         meta: Meta = "maml",
         lr: float = 1e-3,
         outer_optimizer: Literal["sgd", "normalised_sgd"] = "normalised_sgd",
-        start_from: str | None = None,
         **kwargs: Any,
     ) -> None:
         check_choice("meta", meta, get_args(Meta))
@@ -70,15 +67,12 @@ class MetaTrainingModule(MetaTPTModule):
             raise ValueError("inner_optimizer adam cannot be trained through; use normalised_sgd or sgd")
         self.meta = meta
         self.lr = lr
-        self.start_from = start_from
         for name in set(self.prompt.tuned) - set(self.prompt.state_names):
             self.prompt.tuned[name].requires_grad_(False)  # else DDP would wait for its gradient
 
     def configure_metrics(self) -> None:
         """See :meth:`AdaptationModule.configure_metrics`."""
         super().configure_metrics()
-        self.train_loss = MeanMetric()
-        self.train_accuracy = MeanMetric()
         self.train_movement = MeanMetric()
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
@@ -90,12 +84,6 @@ class MetaTrainingModule(MetaTPTModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam: prompts, rates and networks have entries of very different sizes."""
         return torch.optim.Adam(self.trained_parameters(), self.lr)
-
-    def on_fit_start(self) -> None:
-        """See :meth:`AdaptationModule.on_fit_start`."""
-        super().on_fit_start()
-        if self.start_from is not None and self.trainer.ckpt_path is None:
-            start_prompt(self, self.start_from)
 
     def on_train_start(self) -> None:
         """Take the option at hand: that of a checkpoint may be another."""
@@ -110,22 +98,16 @@ class MetaTrainingModule(MetaTPTModule):
             _log.warning("step %d is left out: the meta gradient is not finite", self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The labelled loss of a batch's readable, labelled pictures after adaptation; the others weigh nothing."""
-        labels = batch.label.tolist()
-        counted = [row for row in range(len(batch)) if batch.error[row] is None and labels[row] >= 0]
-        loss = torch.stack([0 * value.sum() for value in self.trained_parameters()]).sum()
-        if counted:
-            batch = batch.select(counted)
-            with self.in_precision(batch.image.device):
-                values, log_probs, movement = self.meta_loss(batch)
-            loss = loss + values.sum() / len(labels)
-            self.train_loss.update(values.detach())
-            self.train_accuracy.update((log_probs.detach().argmax(-1) == batch.label).float())
-            self.train_movement.update(movement)
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+        """See :meth:`LabelledTrainingModule.training_step`."""
+        loss = super().training_step(batch, batch_idx)
         self.log("train/movement", self.train_movement, on_step=False, on_epoch=True)
         return loss
+
+    def labelled_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See :meth:`LabelledTrainingModule.labelled_loss`; after adaptation."""
+        values, log_probs, movement = self.meta_loss(batch)
+        self.train_movement.update(movement)
+        return values.mean(), log_probs
 
     def meta_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Adapt to labelled pictures, on the tape of what is trained.
@@ -134,8 +116,7 @@ class MetaTrainingModule(MetaTPTModule):
             The labelled loss ``[B]``; adapted log-probabilities ``[B, C]``; and how far the prompt has moved ``[B]``,
             in standard deviations of its entries.
         """
-        seed, steps = self.seed, (self.outer_steps, self.inner_steps)
-        self.seed = training_seed(self.run_seed(), int(batch.epoch[0]))
+        steps = self.outer_steps, self.inner_steps
         self.tape, self.clip.double_backward = _TAPES[self.meta], self.meta == "maml"
         if self.meta == "multitask":
             self.outer_steps = self.inner_steps = 0
@@ -147,7 +128,7 @@ class MetaTrainingModule(MetaTPTModule):
             places = way.visited if self.meta == "reptile" and way.visited else None
             each = [log_probs] if places is None else [self.predicted(batch, look, learned, at) for at in places]
         finally:
-            self.seed, (self.outer_steps, self.inner_steps) = seed, steps
+            self.outer_steps, self.inner_steps = steps
             self.tape, self.clip.double_backward, self.prompt.graphs_held = None, False, 1
         labels = batch.label[:, None]
         values = torch.stack([-one.gather(1, labels)[:, 0] for one in each]).mean(0)

@@ -89,9 +89,10 @@ class MetaTPTModule(PromptTuningModule):
 
     checkpoint_options: ClassVar[tuple[str, ...]] = (
         *PromptTuningModule.checkpoint_options,
-        *("view_start", "learned_rates", "learned_loss_weights", "tuned_part"),  # what there is to load
-        *("outer_optimizer", "outer_lr", "outer_lr_relative", "outer_steps"),  # the steps that it was trained for
-        *("inner_optimizer", "inner_lr", "inner_steps", "schedule", "order", "augmentation"),
+        # What there is to load, and the steps that it was trained for.
+        *("view_start", "learned_rates", "learned_loss_weights", "inner_loss", "tuned_part"),
+        *("outer_loss", "outer_optimizer", "outer_lr", "outer_lr_relative", "outer_steps"),
+        *("inner_optimizer", "inner_lr", "inner_steps", "inner_momentum", "schedule", "order", "augmentation"),
     )
 
     def __init__(
@@ -362,13 +363,10 @@ class MetaTPTModule(PromptTuningModule):
         return view_steps(raw, self.inner_optimizer, lr, self.inner_momentum, differentiable, constant)
 
     def _drawn(self, batch: Batch, stream: str, shape: torch.Size) -> Tensor:
-        """Standard normal numbers ``[B, ...]`` of (seed, index)."""
-        return torch.stack(
-            [
-                torch.randn(shape, generator=self.generator(number, stream), dtype=torch.float64)
-                for number in batch.index.tolist()
-            ]
-        )
+        """Standard normal numbers ``[B, ...]`` of (seed, epoch, index)."""
+        places = zip(batch.index.tolist(), batch.epoch.tolist(), strict=True)
+        generators = [self.generator(number, stream, epoch) for number, epoch in places]
+        return torch.stack([torch.randn(shape, generator=each, dtype=torch.float64) for each in generators])
 
     def _random_step(self, batch: Batch, look: Look, raw: Tensor) -> Tensor:
         """As far as the inner loop went, in a random direction of (seed, index)."""

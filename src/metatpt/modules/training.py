@@ -8,17 +8,15 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
-from torchmetrics import MeanMetric
+from torch import Tensor, nn
 
 from metatpt.clip import FrozenCLIP
 from metatpt.prompts import PromptFactory, PromptLearner, TextPrompt
-from metatpt.rng import training_seed
 from metatpt.types import Batch
 from metatpt.views import ViewBounds, affine, bounded, sample_views, warp
 
-from .checkpoints import start_prompt
 from .checks import check_choice, check_number
+from .labelled import LabelledTrainingModule
 from .zero_shot import ZeroShotModule
 
 _log = logging.getLogger(__name__)
@@ -26,7 +24,7 @@ _log = logging.getLogger(__name__)
 TrainingViews = Literal["crop", "original"]
 
 
-class PromptTrainingModule(ZeroShotModule):
+class PromptTrainingModule(LabelledTrainingModule, ZeroShotModule):
     """Few-shot training of a prompt learner (CoOp, IJCV 2022); its test is the trained prompt as it is.
 
     Args:
@@ -37,8 +35,8 @@ class PromptTrainingModule(ZeroShotModule):
         weight_decay: Of SGD.
         training_views: ``crop`` (a random resized crop with flip of each picture, another one in each epoch) or
             ``original``.
-        start_from: Checkpoint whose prompt training starts from: of `fit` or `import-prompt`, with the same learner.
-        **kwargs: See :class:`AdaptationModule`; `prompt` is a :class:`metatpt.prompts.TextPrompt` by default.
+        **kwargs: See :class:`LabelledTrainingModule` and :class:`AdaptationModule`; `prompt` is a
+            :class:`metatpt.prompts.TextPrompt` by default.
     """
 
     def __init__(
@@ -49,7 +47,6 @@ class PromptTrainingModule(ZeroShotModule):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         training_views: TrainingViews = "crop",
-        start_from: str | None = None,
         **kwargs: Any,
     ) -> None:
         check_number("lr", lr, 0, open_low=True)
@@ -65,7 +62,6 @@ class PromptTrainingModule(ZeroShotModule):
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.training_views = training_views
-        self.start_from = start_from
 
     def configure_prompt(
         self, clip: FrozenCLIP, template: str | list[str], prompt: PromptFactory | None
@@ -73,21 +69,13 @@ class PromptTrainingModule(ZeroShotModule):
         """See :meth:`AdaptationModule.configure_prompt`."""
         return super().configure_prompt(clip, template, TextPrompt if prompt is None else prompt)
 
-    def configure_metrics(self) -> None:
-        """See :meth:`AdaptationModule.configure_metrics`."""
-        super().configure_metrics()
-        self.train_loss = MeanMetric()
-        self.train_accuracy = MeanMetric()
-
-    def on_fit_start(self) -> None:
-        """See :meth:`AdaptationModule.on_fit_start`."""
-        super().on_fit_start()
-        if self.start_from is not None and self.trainer.ckpt_path is None:
-            start_prompt(self, self.start_from)
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """All that the prompt learns."""
+        return list(self.prompt.tuned.values())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with warm-up and cosine, a step an epoch."""
-        parameters = list(self.prompt.tuned.values())
+        parameters = self.trained_parameters()
         if not parameters:
             raise ValueError(f"{type(self.prompt).__name__} has nothing to train; choose another --model.prompt")
         epochs = self.trainer.max_epochs
@@ -117,28 +105,15 @@ class PromptTrainingModule(ZeroShotModule):
         group["lr"] = self.lr * scheduler.lr_lambdas[0](scheduler.last_epoch)
         group["momentum"], group["weight_decay"] = self.momentum, self.weight_decay
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a batch's readable, labelled pictures; the others weigh nothing."""
-        labels = batch.label.tolist()
-        counted = [row for row in range(len(batch)) if batch.error[row] is None and labels[row] >= 0]
-        # What no picture depends on gets a gradient all the same: of zero, which every process then has.
-        loss = torch.stack([0 * value.sum() for value in self.prompt.tuned.values()]).sum()
-        if counted:
-            batch = batch.select(counted)
-            with self.in_precision(batch.image.device):
-                its_loss, logits = self.prompt.training_loss(self.training_images(batch), batch.label)
-            loss = loss + its_loss * (len(counted) / len(labels))
-            self.train_loss.update(its_loss.detach(), len(counted))
-            self.train_accuracy.update((logits.detach().argmax(-1) == batch.label).float())
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
-        return loss
+    def labelled_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See :meth:`LabelledTrainingModule.labelled_loss`; with the learner's own regularisers."""
+        return self.prompt.training_loss(self.training_images(batch), batch.label)
 
     def training_images(self, batch: Batch) -> Tensor:
         """What a batch's pictures are trained on, ``[B, 3, R, R]``: from (seed, epoch, index) alone."""
         if self.training_views == "original":
             return batch.image
-        bounds, seed = ViewBounds(), training_seed(self.run_seed(), int(batch.epoch[0]))
-        raw, flip = sample_views("crop", bounds, 1, batch.aspect, batch.index.tolist(), seed)
+        bounds, numbers, epochs = ViewBounds(), batch.index.tolist(), batch.epoch.tolist()
+        raw, flip = sample_views("crop", bounds, 1, batch.aspect, numbers, self.run_seed(), epoch=epochs)
         matrices = affine(bounded(raw, bounds), flip, batch.aspect)
         return warp(batch.canvas, matrices, self.preprocessing.size)[:, 0]

@@ -100,14 +100,15 @@ class ViewModule(AdaptationModule):
 
     def look(self, batch: Batch) -> Look:
         """Draw the views of each picture, encode them without a graph, and choose the confident ones."""
+        numbers, epochs = batch.index.tolist(), batch.epoch.tolist()
         raw, flip = sample_views(
-            self.init, self.bounds, self.n_views - 1, batch.aspect, batch.index.tolist(), self.run_seed(), self.spread
+            self.init, self.bounds, self.n_views - 1, batch.aspect, numbers, self.run_seed(), self.spread, epochs
         )
         raw = self.start_views(batch, raw.to(self.clip.head_dtype))
         original = batch.image[:, None].to(raw.dtype)
         with torch.no_grad():
             views = torch.cat([original, self.warp(batch, raw, flip)], dim=1) if self.n_views > 1 else original
-            look = self._choose(views, keep=self.prompt.reaches_pixels)
+            look = self._choose(views, keep=self.tunes and self.prompt.reaches_pixels)
         # The original has no parameters: a row of zeros stands in its place.
         raw = torch.cat([raw.new_zeros(len(batch), 1, N_PARAMETERS), raw], dim=1)
         flip = torch.cat([flip.new_zeros(len(batch), 1), flip], dim=1)

@@ -24,9 +24,16 @@ _TRIES = 10  # crops drawn until one fits into the picture, likewise
 
 @timed("views")
 def sample_views(
-    init: Init, bounds: ViewBounds, n_views: int, aspect: Tensor, index: Sequence[int], seed: int, spread: float = 0.5
+    init: Init,
+    bounds: ViewBounds,
+    n_views: int,
+    aspect: Tensor,
+    index: Sequence[int],
+    seed: int,
+    spread: float = 0.5,
+    epoch: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Raw parameters of the starting views of each sample, from (seed, index) alone.
+    """Raw parameters of the starting views of each sample, from (seed, epoch, index) alone.
 
     Args:
         init: ``"crop"``: torchvision's random resized crop (area 0.08 to 1, aspect 3/4 to 4/3) as affine transforms;
@@ -37,14 +44,18 @@ def sample_views(
         index: B numbers of samples in their split.
         seed: Seed of the run.
         spread: For ``"affine"``, in (0, 0.9].
+        epoch: Their epochs of training; outside training 0, the default.
 
     Returns:
         Raw parameters ``[B, V, 6]`` (before tanh, float32) and flips ``[B, V]`` (bool), on the device of `aspect`.
     """
+    epochs = [0] * len(index) if epoch is None else epoch
     drawn = [
         _crops(generator, n_views, ratio) if init == "crop" else _uniform(generator, n_views, bounds, spread)
         for generator, ratio in zip(
-            (sample_generator(seed, number, "views") for number in index), aspect.tolist(), strict=True
+            (sample_generator(seed, number, "views", when) for number, when in zip(index, epochs, strict=True)),
+            aspect.tolist(),
+            strict=True,
         )
     ]
     parameters = torch.stack([each for each, _ in drawn])
